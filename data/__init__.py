@@ -1,0 +1,1 @@
+"""Data sources, the columnar store and the loader."""

@@ -1,0 +1,338 @@
+"""The contract of a compressor: read this first when adding one.
+
+An embedding table is three decisions, each an axis with one file a method:
+
+    sharing    id -> row(s)          embtables/sharing/<kind>.py      class below @sharings.register
+    width      row -> dimensions     embtables/width/<kind>.py        class below @widths.register
+    precision  dimension -> bits     embtables/precision/<kind>.py    class below @precisions.register
+
+A method's file holds its paper, a frozen `Config` (its `kind` is the file's name) and its class; the
+decorator is the only wiring. `TableConfig` joins one method of each axis and reads the compact form
+``hash+mde+int8``, or ``multiplex(lookups=2)+fp16``; a part left out is full, uniform or fp32.
+
+How a size is found. A byte budget becomes one number, the `share` in [0, 1], that every method turns
+into sizes, monotonically: 1 leaves the table as it is, 0 is the smallest the method can be. The
+largest share whose bytes fit is taken (`embtables.budget`). A table that a method would not shrink
+stays a plain table.
+
+How a batch flows. The features of one model are cut into groups of one method and one stored width.
+A group holds S segments (a segment: the ids of one feature, in the order of the batch), n ids in all:
+
+    Sharing.encode   ids [n]            -> rows [K, n]       K rows read for each id
+    RowStore         rows [K, n]        -> vectors [K, n, d] d: width of the physical rows
+    Sharing.decode   vectors [K, n, d]  -> [n, W]            W: stored width of the group
+    Width.decode     [n, W]             -> [n, D]            D: width granted to the model
+
+All of it is tensor code over the whole group: constants of a segment are spread over its ids by
+`Segments`, never by a loop. Everything a method learns or fits must be a parameter or a persistent
+buffer of its module: that is what is trained, saved, packed and counted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+import torch
+import yaml
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor, nn
+
+from embtables.registry import Config, Registry, nearest
+
+
+@dataclass(frozen=True)
+class Table:
+    """A logical table while its size is being decided.
+
+    Attributes:
+        name: its name; hashes are salted by it.
+        rows: ids of a closed vocabulary, or distinct training ids of an open one.
+        dim: width D the model asks for.
+        open: True if any 64-bit id may come.
+        width: stored width W, set by the width axis (W <= D).
+    """
+
+    name: str
+    rows: int
+    dim: int
+    open: bool = False
+    width: int = 0
+
+    def narrowed(self, width: int) -> Table:
+        """Return the table with a stored width."""
+        return replace(self, width=width)
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """A physical table: rows that exist.
+
+    Attributes:
+        name: unique name. Two logical tables that name one physical table share its rows.
+        rows: number of rows.
+        dim: numbers in a row.
+        scale: factor on the standard deviation of the initial values.
+        mean: mean of the initial values.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    scale: float = 1.0
+    mean: float = 0.0
+
+
+class Segments:
+    """How the n ids of a group are cut into S segments, to spread constants over ids.
+
+    With segments of one length L (every feature single-valued) ids are handled as [S, L] and a
+    constant is broadcast; otherwise ids are flat and a constant is gathered.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+        self.total = sum(self.lengths)
+        self.equal = len(set(self.lengths)) == 1
+        self._index: Tensor | None = None
+
+    def shape(self, ids: Tensor) -> Tensor:
+        """View ids [n] so that they broadcast with spread constants: [S, L] or [n]."""
+        return ids.view(len(self.lengths), -1) if self.equal and self.total else ids
+
+    def spread(self, constants: Tensor) -> Tensor:
+        """Spread [..., S] over ids: [..., S, 1] or [..., n]."""
+        if self.equal and self.total:
+            return constants.unsqueeze(-1)
+        return constants[..., self.index(constants.device)]
+
+    def index(self, device: torch.device) -> Tensor:
+        """Return [n], the segment of each id."""
+        if self._index is None:
+            lengths = torch.tensor(self.lengths, device=device)
+            order = torch.arange(len(self.lengths), device=device)
+            self._index = torch.repeat_interleave(order, lengths, output_size=self.total)
+        return self._index
+
+
+class Sharing(nn.Module, ABC):
+    """Which rows an id reads. One instance serves one group.
+
+    Args:
+        config: the method's Config.
+        tables: [S] logical table of each segment, with its stored width.
+        places: [S] physical tables of each segment, K each, from `allocate`.
+    """
+
+    Config: ClassVar[type[Config]]
+    sized: ClassVar[bool] = True
+    """Whether `allocate` follows the share; False for a method that has one size."""
+
+    def __init__(
+        self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.width = tables[0].width
+
+    @classmethod
+    @abstractmethod
+    def allocate(
+        cls, config: Any, tables: Sequence[Table], share: float
+    ) -> dict[str, tuple[RowTable, ...]]:
+        """Return the physical tables of each logical table; one left out stays a plain table.
+
+        Args:
+            config: the method's Config.
+            tables: all logical tables that use this config, with stored widths.
+            share: 0 (smallest) .. 1 (nothing saved). Total size must not fall as share rises.
+        """
+
+    @abstractmethod
+    def encode(self, ids: Tensor, segments: Segments) -> Tensor:
+        """Return rows [K, n] of ids [n], each in its physical table."""
+
+    @abstractmethod
+    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
+        """Combine the K vectors of each id: [K, n, d] -> [n, W]."""
+
+
+class Width(nn.Module, ABC):
+    """How wide a stored row is, and how it becomes what the model reads. One instance a group.
+
+    Args:
+        config: the method's Config.
+        tables: [S] logical table of each segment, with its stored width.
+    """
+
+    Config: ClassVar[type[Config]]
+
+    def __init__(self, config: Any, tables: Sequence[Table]) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def sized(cls, config: Any) -> bool:
+        """Whether the widths follow the share. Without any such method a budget calls `widths` too."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def widths(cls, config: Any, tables: Sequence[Table], share: float) -> list[int]:
+        """Return the stored width of each table, not falling as share rises; D at share 1."""
+
+    @classmethod
+    def granted(cls, table: Table) -> int:
+        """Return the width D that the model gets for a table with its stored width."""
+        return table.dim
+
+    @classmethod
+    def extra_numbers(cls, table: Table) -> int:
+        """Return how many float32 numbers a table needs beside its rows (a projection)."""
+        return 0
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw initial values of what the method learns."""
+
+    @abstractmethod
+    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
+        """Return [n, D] from stored vectors [n, W]."""
+
+
+Parts = dict[str, Tensor]
+"""Stored form of rows: named tensors whose first dimension is the row."""
+
+
+class Precision(ABC):
+    """Which bits hold a row."""
+
+    Config: ClassVar[type[Config]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    def while_training(self) -> bool:
+        """Whether rows are held in these bits during training, or only once packed."""
+        return False
+
+    @abstractmethod
+    def row_bytes(self, dim: int) -> int:
+        """Return the bytes of one row of `dim` numbers."""
+
+    @abstractmethod
+    def encode(self, rows: Tensor, noise: torch.Generator | None = None) -> Parts:
+        """Return the stored form of rows [n, d].
+
+        Args:
+            rows: float32.
+            noise: rounds stochastically (unbiased) with this generator, to nearest without it.
+        """
+
+    @abstractmethod
+    def decode(self, parts: Parts) -> Tensor:
+        """Return float32 rows [n, d] of the stored form."""
+
+
+sharings: Registry[Sharing] = Registry("embtables.sharing", "sharing")
+widths: Registry[Width] = Registry("embtables.width", "width")
+precisions: Registry[Precision] = Registry("embtables.precision", "precision")
+AXES: dict[str, Registry[Any]] = {"sharing": sharings, "width": widths, "precision": precisions}
+DEFAULTS = {"sharing": "full", "width": "uniform", "precision": "fp32"}
+
+
+def _axis(registry: Registry[Any]) -> Any:
+    """Validator of one axis: a Config, a mapping with its kind, or the kind alone."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, Config):
+            return value
+        options = {"kind": value} if isinstance(value, str) else dict(value)
+        if "kind" not in options:
+            raise ValueError(f'say which {registry.what}: "kind" is missing')
+        return registry.get(options["kind"]).Config.model_validate(options)
+
+    return Annotated[Any, BeforeValidator(read)]
+
+
+class TableConfig(Config):
+    """One method of each axis: what a table is made of."""
+
+    sharing: _axis(sharings) = Field("full", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
+    width: _axis(widths) = Field("uniform", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
+    precision: _axis(precisions) = Field("fp32", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return _parse(value) if isinstance(value, str) else value
+
+    def __str__(self) -> str:
+        """Return the compact form, e.g. ``hash+mde+int8``; it reads back as the same config."""
+        parts = [self._part(axis) for axis in AXES]
+        return "+".join(part for part in parts if part) or "full"
+
+    def _part(self, axis: str) -> str:
+        config = getattr(self, axis)
+        options = config.model_dump(exclude_defaults=True, exclude={"kind"})
+        if not options:
+            return "" if config.kind == DEFAULTS[axis] else config.kind
+        text = ", ".join(
+            f"{key}={yaml.dump(value).split(chr(10))[0]}" for key, value in options.items()
+        )
+        return f"{config.kind}({text})"
+
+
+def parse_table(value: str | dict[str, Any] | TableConfig) -> TableConfig:
+    """Return the TableConfig of a compact form, a mapping, or itself.
+
+    Raises:
+        ValueError: unknown method or option, two methods of one axis, or a malformed text.
+    """
+    return TableConfig.model_validate(value)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in _split(text, "+"):
+        kind, options = _call(part)
+        axis = next((axis for axis, registry in AXES.items() if kind in registry.names()), None)
+        if axis is None:
+            known = [name for registry in AXES.values() for name in registry.names()]
+            raise ValueError(
+                f"unknown method {kind!r} in {text!r}.{nearest(kind, known)} "
+                + "; ".join(f"{axis}: {', '.join(reg.names())}" for axis, reg in AXES.items())
+            )
+        if axis in found:
+            raise ValueError(f"{text!r} names two methods of the {axis} axis; choose one")
+        found[axis] = {"kind": kind, **options}
+    return found
+
+
+def _call(part: str) -> tuple[str, dict[str, Any]]:
+    """Read ``kind`` or ``kind(option=value, ...)``."""
+    kind, bracket, rest = part.partition("(")
+    if not bracket:
+        return kind.strip(), {}
+    if not rest.rstrip().endswith(")"):
+        raise ValueError(f"{part!r}: the bracket is not closed")
+    options = {}
+    for option in _split(rest.rstrip()[:-1], ","):
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r}: expected option=value, got {option.strip()!r}")
+        options[key.strip()] = yaml.safe_load(value)
+    return kind.strip(), options
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at separators outside brackets."""
+    parts, depth, start = [], 0, 0
+    for position, char in enumerate(text):
+        depth += (char in "([") - (char in ")]")
+        if char == separator and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    return [*parts, text[start:]]

@@ -1,0 +1,179 @@
+"""Packed tables: the form that is served. One safetensors file, no pickle, no training code.
+
+The file holds each arena of rows in its packed bits, the parameters and maps of the methods, and as
+JSON metadata the features, vocabularies and plan from which the look-up is built again. Its bytes
+are those of its tensors (the header of a few kilobytes is not counted).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from embtables.budget import Placed, Plan
+from embtables.compressor import (
+    Parts,
+    Precision,
+    RowTable,
+    Segments,
+    Table,
+    parse_table,
+)
+from embtables.features import Feature, Vocabulary
+from embtables.groups import Group
+from embtables.rows.arena import Arena, ArenaReader
+from embtables.rows.store import RowStore
+from embtables.tables import EmbeddingTables, Lookup
+
+FORMAT = 1
+_KEY = "embtables"
+
+
+class PackedTables(Lookup):
+    """Read-only tables from a packed file."""
+
+    @classmethod
+    def load(cls, path: Path | str) -> PackedTables:
+        """Open a packed file; rows stay memory-mapped.
+
+        Raises:
+            ValueError: not a packed file, or of a later format.
+        """
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise ValueError(f"{path}: not a file of packed embtables (no {_KEY!r} metadata)")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return cls(tensors, json.loads(metadata[_KEY]))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> PackedTables:
+        """Build from what `EmbeddingTables.pack_tensors` returned."""
+        return cls(tensors, metadata)
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+        if metadata["format"] > FORMAT:
+            raise ValueError(
+                f"packed format {metadata['format']} is newer than this embtables reads ({FORMAT}); "
+                "upgrade embtables"
+            )
+        features = [Feature(**feature) for feature in metadata["features"]]
+        vocabularies = {n: Vocabulary(**v) for n, v in metadata["vocabularies"].items()}
+        decided = {name: _placed(one) for name, one in metadata["plan"].items()}
+        super().__init__(features, vocabularies, decided)
+        self.file_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        below = {
+            k.removeprefix("groups."): t for k, t in tensors.items() if k.startswith("groups.")
+        }
+        self.groups.load_state_dict(below)
+        reads = [cast(Group, group).read for group in self.groups]
+        self.store = cast(RowStore, _FrozenStore(decided, reads, tensors, metadata["arenas"]))
+        self.eval().requires_grad_(False)
+
+
+class _FrozenStore(nn.Module):
+    """Look-ups in packed arenas; nothing of a row store that trains."""
+
+    def __init__(
+        self,
+        decided: Plan,
+        reads: Sequence[Any],
+        tensors: Mapping[str, Tensor],
+        arenas: Mapping[str, Sequence[str]],
+    ) -> None:
+        super().__init__()
+        physical = {row.name: (row, one) for one in decided.values() for row in one.places}
+        self.arenas = nn.ModuleDict()
+        where = {}
+        for name, members in arenas.items():
+            prefix = f"rows.{name}."
+            parts = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            precision = physical[members[0]][1].precision
+            self.arenas[name] = Arena([physical[member][0] for member in members], precision, parts)
+            where |= dict.fromkeys(members, name)
+        self.read_arenas = [where[read.tables[0][0]] for read in reads]
+        self.readers = nn.ModuleList(
+            ArenaReader(read, cast(Arena, self.arenas[name]))
+            for read, name in zip(reads, self.read_arenas, strict=True)
+        )
+
+    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
+        """Return vectors [K, n, d] for the rows [K, n] of every group."""
+        return [
+            cast(Arena, self.arenas[name]).gather(reader(row, cut))
+            for reader, name, row, cut in zip(
+                self.readers, self.read_arenas, rows, segments, strict=True
+            )
+        ]
+
+
+def pack_tensors(tables: EmbeddingTables) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of the packed form and the metadata that says how to read them."""
+    physical = {
+        row.name: (row, one.precision) for one in tables.plan.values() for row in one.places
+    }
+    arenas: dict[str, list[str]] = {}
+    for name, (row, precision) in physical.items():
+        arenas.setdefault(f"{precision.config.kind}x{row.dim}", []).append(name)
+    tensors: dict[str, Tensor] = {}
+    for arena, members in arenas.items():
+        packed = [_packed_rows(tables.store, name, physical[name][1]) for name in members]
+        for part in packed[0]:
+            tensors[f"rows.{arena}.{part}"] = torch.cat([one[part] for one in packed]).cpu()
+    for key, value in tables.groups.state_dict().items():
+        tensors[f"groups.{key}"] = value.detach().cpu().contiguous()
+    return tensors, {
+        "format": FORMAT,
+        "features": [asdict(feature) for feature in tables.features],
+        "vocabularies": {
+            name: {"rows": v.rows, "open": v.open, "oov": v.oov}
+            for name, v in tables.vocabularies.items()
+            if name in tables.plan
+        },
+        "plan": {
+            name: {
+                "table": asdict(one.table),
+                "config": one.config.model_dump(mode="json"),
+                "places": [asdict(row) for row in one.places],
+            }
+            for name, one in tables.plan.items()
+        },
+        "arenas": arenas,
+    }
+
+
+def save(tables: EmbeddingTables, path: Path) -> int:
+    """Write packed tables to a file; return the bytes of its tensors."""
+    tensors, metadata = pack_tensors(tables)
+    save_file(tensors, path, metadata={_KEY: json.dumps(metadata)})
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _packed_rows(store: RowStore, name: str, precision: Precision) -> Parts:
+    held = store.export(name)
+    stored = precision.encode(torch.zeros(1, 1))
+    return (
+        held
+        if held.keys() == stored.keys() and _same(held, stored)
+        else precision.encode(held["values"])
+    )
+
+
+def _same(held: Parts, stored: Parts) -> bool:
+    return all(held[part].dtype == stored[part].dtype for part in held)
+
+
+def _placed(one: dict[str, Any]) -> Placed:
+    return Placed(
+        Table(**one["table"]),
+        parse_table(one["config"]),
+        tuple(RowTable(**row) for row in one["places"]),
+    )

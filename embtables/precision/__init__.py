@@ -1,0 +1,1 @@
+"""Precision: which bits hold a stored row. One file a method."""

@@ -1,0 +1,1 @@
+"""Row stores: where the rows of every physical table live. One file a backend."""

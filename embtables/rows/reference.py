@@ -1,0 +1,214 @@
+"""reference: plain PyTorch on any device, for tests and for whoever wants to read it.
+
+A lookup gathers rows into a leaf tensor; after backward the leaf holds the gradient of every row that
+was read, and the step sums it by row and applies the optimizer to the distinct rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from embtables.compressor import Parts, Precision, RowTable, Segments
+from embtables.rows.arena import Arena, ArenaReader, build_arenas
+from embtables.rows.optimizers import (
+    DenseAdam,
+    RowOptimizer,
+    slices,
+    sum_by_row,
+    write_back,
+)
+from embtables.rows.store import Init, Read, RowStore, backends
+
+
+@backends.register("reference")
+class ReferenceStore(RowStore):
+    """Rows in arenas, updated row by row in plain PyTorch."""
+
+    def __init__(
+        self,
+        tables: Sequence[RowTable],
+        precisions: dict[str, Precision],
+        reads: Sequence[Read],
+        optimizer: RowOptimizer | None,
+        init: Init,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(tables, precisions, reads, optimizer, init, seed, dtype, device)
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+        def first_rows(members: list[RowTable], precision: Precision | None) -> Parts:
+            rows = torch.cat([init.draw(table, seed, dtype) for table in members]).to(device)
+            return precision.encode(rows) if precision else {"values": rows}
+
+        stored = {name: p if p.while_training else None for name, p in precisions.items()}
+        self.arenas, self.where = build_arenas(tables, stored, first_rows, optimizer is None)
+        self.readers = nn.ModuleList(
+            ArenaReader(read, self._arena(read.tables[0][0])) for read in reads
+        )
+        self.read_arenas = [self.where[read.tables[0][0]] for read in reads]
+        self.steps = 0
+        self.state = {
+            name: optimizer.state(
+                *arena.values.shape, like=torch.empty(0, dtype=dtype, device=device)
+            )
+            for name, arena in self._named_arenas()
+            if optimizer
+        }
+        self.to(device)
+        self._reads: list[tuple[str, Tensor, Tensor]] = []
+        self._grads: dict[str, tuple[Tensor | None, Tensor]] | None = None
+
+    @classmethod
+    def refusals(
+        cls,
+        tables: Sequence[RowTable],
+        precisions: dict[str, Precision],
+        optimizer: RowOptimizer | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[str]:
+        """Rows in few bits take a row optimizer that touches the rows of the batch."""
+        held = sorted({p.config.kind for p in precisions.values() if p.while_training})
+        if not held:
+            return []
+        kinds = ", ".join(held)
+        if optimizer is None:
+            return [
+                f"{kinds}(train=true): gradients do not reach rows held in {kinds}; give a row "
+                f"optimizer (rows.kind=adagrad), or pack after training ({kinds} without train)"
+            ]
+        if optimizer.every_row:
+            return [
+                f"{kinds}(train=true): {optimizer.kind} would round every row at every step; use "
+                f"rows.kind=adagrad or adam, or pack after training ({kinds} without train)"
+            ]
+        return []
+
+    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
+        """Gather, remembering the rows while training."""
+        found = []
+        for reader, name, row, cut in zip(
+            self.readers, self.read_arenas, rows, segments, strict=True
+        ):
+            place = reader(row, cut)
+            vectors = cast(Arena, self.arenas[name]).gather(place)
+            if self.optimizer and self.training and torch.is_grad_enabled():
+                vectors = vectors.detach().requires_grad_()
+                self._reads.append((name, place, vectors))
+            found.append(vectors)
+        return found
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update the rows read since the last step, or with dense_adam all rows."""
+        if self.optimizer is None:
+            return
+        self.steps += 1
+        for name, (rows, grads) in self._gradients().items():
+            arena = cast(Arena, self.arenas[name])
+            if rows is None:
+                new = self.optimizer.apply(
+                    arena.values, grads, self.state[name], self.steps, self.lr
+                )
+                arena.values.copy_(new)
+                continue
+            part = slices(self.state[name], rows)
+            new = self.optimizer.apply(arena.gather(rows), grads, part, self.steps, self.lr)
+            write_back(self.state[name], rows, part)
+            stored = arena.precision.encode(new, self.generator) if arena.precision else None
+            write_back(arena.parts, rows, stored or {"values": new})
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget what was read."""
+        super().zero_grad(set_to_none)
+        self._reads, self._grads = [], None
+
+    @torch.no_grad()
+    def grad_square_sum(self) -> Tensor:
+        """Return the sum of squares over the distinct rows (all rows with dense_adam)."""
+        if self.optimizer is None:
+            return _square_sum([p.grad for p in self.parameters() if p.grad is not None])
+        return _square_sum([grads for _, grads in self._gradients().values()])
+
+    @torch.no_grad()
+    def scale_grads(self, factor: Tensor) -> None:
+        """Multiply the gradients that the next step will use."""
+        if self.optimizer is None:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+            return
+        for _, grads in self._gradients().values():
+            grads.mul_(factor)
+
+    def export(self, name: str) -> Parts:
+        """Return a table as it is held, as views."""
+        return {key: part.detach() for key, part in self._arena(name).table(name).items()}
+
+    @torch.no_grad()
+    def load(self, name: str, rows: Tensor) -> None:
+        """Set a table from float values."""
+        arena = self._arena(name)
+        stored = arena.precision.encode(rows) if arena.precision else {"values": rows}
+        for key, part in arena.table(name).items():
+            part.copy_(stored[key])
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return arenas, optimizer state, step and the rounding generator."""
+        flat = {f"rows.{key}": tensor.detach() for key, tensor in self.arenas.state_dict().items()}
+        for name, state in self.state.items():
+            flat |= {f"optimizer.{name}.{key}": tensor for key, tensor in state.items()}
+        flat["step"] = torch.tensor(self.steps)
+        flat["generator"] = self.generator.get_state()
+        return flat
+
+    @torch.no_grad()
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a saved state in place."""
+        for key, tensor in self.training_state().items():
+            if key.startswith(("rows.", "optimizer.")):
+                tensor.copy_(state[key])
+        self.steps = int(state["step"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def _arena(self, table: str) -> Arena:
+        return cast(Arena, self.arenas[self.where[table]])
+
+    def _named_arenas(self) -> list[tuple[str, Arena]]:
+        return [(name, cast(Arena, arena)) for name, arena in self.arenas.items()]
+
+    def _gradients(self) -> dict[str, tuple[Tensor | None, Tensor]]:
+        """Return arena -> (distinct rows or None for all, summed gradients), once a step."""
+        if self._grads is not None:
+            return self._grads
+        dense = self.optimizer if isinstance(self.optimizer, DenseAdam) else None
+        self._grads = {}
+        for name, arena in self._named_arenas():
+            reads = [(rows, leaf) for at, rows, leaf in self._reads if at == name]
+            reads = [
+                (rows.flatten(), leaf.grad.flatten(0, -2))
+                for rows, leaf in reads
+                if leaf.grad is not None
+            ]
+            if dense:
+                grads = arena.values * dense.l2
+                for rows, grad in reads:
+                    grads.index_add_(0, rows, grad)
+                self._grads[name] = (None, grads)
+            elif reads:
+                rows = torch.cat([rows for rows, _ in reads])
+                self._grads[name] = sum_by_row(rows, torch.cat([grad for _, grad in reads]))
+        return self._grads
+
+
+def _square_sum(grads: list[Tensor]) -> Tensor:
+    if not grads:
+        return torch.zeros(())
+    return torch.stack([grad.square().sum() for grad in grads]).sum()

@@ -1,0 +1,142 @@
+"""The contract of a row store: all physical tables of all compressors, and their optimizer.
+
+Shape letters: K rows read for an id, S segments of a group, n ids of a group, d numbers in a row.
+
+A store is built with the static plan of what will be read (`Read`, one for each group), so that a
+backend can fuse, place or shard it. A training step is
+
+    vectors = store.lookup(rows, segments);  ... loss.backward();  store.step()
+
+Without an optimizer the rows are ordinary parameters and any torch optimizer may train them.
+Backends are the files of this folder that register themselves here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor, nn
+
+from embtables.compressor import Parts, Precision, RowTable, Segments
+from embtables.hashing import salt
+from embtables.registry import Config, Registry
+from embtables.rows.optimizers import RowOptimizer
+
+
+@dataclass(frozen=True)
+class Read:
+    """Which physical tables a group reads: [K][S] names, all of one width."""
+
+    tables: tuple[tuple[str, ...], ...]
+
+
+class Init(Config):
+    """Initial values of rows: normal with a standard deviation, or uniform in [-scale, scale]."""
+
+    kind: Literal["normal", "uniform"] = "normal"
+    scale: PositiveFloat = 0.01
+
+    def draw(self, table: RowTable, seed: int, dtype: torch.dtype) -> Tensor:
+        """Return the initial rows [R, d] of a table; they depend on its name and the seed alone."""
+        generator = torch.Generator().manual_seed(salt(table.name, seed % 2**64) & (2**63 - 1))
+        rows = torch.empty(table.rows, table.dim, dtype=dtype)
+        scale = self.scale * table.scale
+        if self.kind == "normal":
+            return rows.normal_(table.mean, scale, generator=generator)
+        return rows.uniform_(table.mean - scale, table.mean + scale, generator=generator)
+
+
+class RowStore(nn.Module, ABC):
+    """Rows, their bits, and their optimizer.
+
+    Args:
+        tables: physical tables.
+        precisions: the precision of each, by name.
+        reads: what each group reads.
+        optimizer: fused row optimizer, or None for ordinary parameters.
+        init: initial values.
+        seed: seed of the initial values and of stochastic rounding.
+        dtype: of the rows while computing.
+        device: where the rows live.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[RowTable],
+        precisions: dict[str, Precision],
+        reads: Sequence[Read],
+        optimizer: RowOptimizer | None,
+        init: Init,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        reasons = self.refusals(tables, precisions, optimizer, dtype, device)
+        if reasons:
+            raise ValueError("\n".join(reasons))
+        self.tables = {table.name: table for table in tables}
+        self.optimizer = optimizer
+        self.lr = optimizer.lr if optimizer else 0.0
+
+    @classmethod
+    @abstractmethod
+    def refusals(
+        cls,
+        tables: Sequence[RowTable],
+        precisions: dict[str, Precision],
+        optimizer: RowOptimizer | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[str]:
+        """Return why this backend cannot do what is asked, with the alternative; empty if it can."""
+
+    clips: bool = True
+    """Whether row gradients can be measured and scaled before the step."""
+
+    @abstractmethod
+    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
+        """Return vectors [K, n, d] for the rows [K, n] of every group."""
+
+    def step(self) -> None:
+        """Update the rows read since the last step."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget what was read."""
+        super().zero_grad(set_to_none)
+
+    def grad_square_sum(self) -> Tensor:
+        """Return the sum of squares of the row gradients, for clipping by global norm."""
+        raise AssertionError("asked of a backend that does not clip")
+
+    def scale_grads(self, factor: Tensor) -> None:
+        """Multiply the row gradients."""
+        raise AssertionError("asked of a backend that does not clip")
+
+    @abstractmethod
+    def export(self, name: str) -> Parts:
+        """Return the rows of a table as they are held: float "values", or a precision's parts."""
+
+    @abstractmethod
+    def load(self, name: str, rows: Tensor) -> None:
+        """Set the rows of a table from float values [R, d]."""
+
+    @abstractmethod
+    def training_state(self) -> dict[str, Tensor]:
+        """Return rows, optimizer state, step and generator state as flat tensors (not copied)."""
+
+    @abstractmethod
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `training_state` returned."""
+
+    def training_bytes(self) -> int:
+        """Return the bytes of rows and optimizer state."""
+        return sum(tensor.nbytes for tensor in self.training_state().values())
+
+
+backends: Registry[RowStore] = Registry("embtables.rows", "backend")

@@ -1,0 +1,225 @@
+"""torchrec: TorchRec collections with FBGEMM's fused optimizers, one process.
+
+Every physical table of every compressor is a TorchRec table; each look-up of each feature is one of
+its keys, an id being a bag of one. The optimizer runs inside backward.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torchrec
+import torchrec.optim
+from torch import Tensor
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+
+from embtables.compressor import Parts, Precision, RowTable, Segments
+from embtables.rows.optimizers import RowOptimizer
+from embtables.rows.store import Init, Read, RowStore, backends
+from embtables.torchrec_types import KeyedJaggedTensor
+
+_MULTIPLE = 4  # FBGEMM asserts widths that are multiples of four
+_CPU_FUSED = {
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
+}
+_CUDA_FUSED = {**_CPU_FUSED, "adam": torch.optim.Adam}
+
+
+@backends.register("torchrec")
+class TorchRecStore(RowStore):
+    """Physical tables in one EmbeddingBagCollection, fused when there is an optimizer."""
+
+    clips = False
+
+    def __init__(
+        self,
+        tables: Sequence[RowTable],
+        precisions: dict[str, Precision],
+        reads: Sequence[Read],
+        optimizer: RowOptimizer | None,
+        init: Init,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(tables, precisions, reads, optimizer, init, seed, dtype, device)
+        self.reads = reads
+        self.device = device
+        keys = _keys(reads)
+        configs = [
+            torchrec.EmbeddingBagConfig(
+                name=table.name,
+                num_embeddings=table.rows,
+                embedding_dim=_padded(table.dim) if optimizer else table.dim,
+                feature_names=keys[table.name],
+            )
+            for table in tables
+        ]
+        if optimizer is None:
+            self.collection: Any = torchrec.EmbeddingBagCollection(tables=configs, device=device)
+        else:
+            fused = FusedEmbeddingBagCollection(
+                configs, _fused(device)[optimizer.kind], _options(optimizer), device=device
+            )
+            # Behind a list: a fused table is trained by its own optimizer, so its weights must not
+            # appear among the parameters that a dense optimizer is given.
+            self._fused_collection = [fused]
+        for table in tables:
+            self.load(table.name, init.draw(table, seed, dtype))
+
+    @classmethod
+    def refusals(
+        cls,
+        tables: Sequence[RowTable],
+        precisions: dict[str, Precision],
+        optimizer: RowOptimizer | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> list[str]:
+        """FBGEMM's limits, each with the way out."""
+        way_out = "use backend=reference"
+        reasons = []
+        held = sorted({p.config.kind for p in precisions.values() if p.while_training})
+        if held:
+            kinds = ", ".join(held)
+            reasons.append(
+                f"backend torchrec trains float32 rows, not {kinds}(train=true); "
+                f"pack after training ({kinds} without train) or {way_out}"
+            )
+        if dtype != torch.float32:
+            reasons.append(f"backend torchrec computes in float32, not {dtype}; {way_out}")
+        if optimizer is None:
+            return reasons
+        known = _fused(device)
+        if optimizer.kind not in known:
+            reasons.append(
+                f"backend torchrec has no fused {optimizer.kind} on {device.type}; "
+                f"choose rows.kind from {', '.join(known)}, or {way_out}"
+            )
+        if optimizer.weight_decay and optimizer.kind != "sgd":
+            reasons.append(
+                f"backend torchrec has no decoupled weight decay for {optimizer.kind}; "
+                f"set rows.weight_decay=0 or {way_out}"
+            )
+        odd = sorted({table.dim for table in tables if table.dim % _MULTIPLE})
+        if odd and optimizer.kind == "rowwise_adagrad":
+            reasons.append(
+                f"backend torchrec pads widths {odd} to a multiple of {_MULTIPLE}, which changes the "
+                f"mean that rowwise_adagrad takes over a row; use rows.kind=adagrad or {way_out}"
+            )
+        return reasons
+
+    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
+        """Read every look-up of every group in one call of the collection."""
+        cuts = [cut.lengths * len(row) for row, cut in zip(rows, segments, strict=True)]
+        lengths = [length for cut in cuts for length in cut]
+        names = [name for name, _ in _numbered(self.reads)]
+        bags = _bags_of_one(lengths, self.device)
+        ids = KeyedJaggedTensor(
+            keys=names, values=torch.cat([row.flatten() for row in rows]), lengths=bags
+        )
+        pooled = self._module()(ids).to_dict()
+        found, start = [], 0
+        for row, cut, read in zip(rows, cuts, self.reads, strict=True):
+            dim = self.tables[read.tables[0][0]].dim
+            parts = [
+                pooled[name][:length, :dim]
+                for name, length in zip(names[start : start + len(cut)], cut, strict=True)
+            ]
+            found.append(torch.cat(parts).view(len(row), -1, dim))
+            start += len(cut)
+        return found
+
+    def step(self) -> None:
+        """Backward has updated the rows; hand the learning rate to the next one."""
+        if self.optimizer is None:
+            return
+        fused = self._module().fused_optimizer()
+        for group in fused.param_groups:
+            group["lr"] = self.lr
+        fused.step()
+
+    def export(self, name: str) -> Parts:
+        """Return the float rows of a table."""
+        return {"values": self._weight(name)[:, : self.tables[name].dim]}
+
+    @torch.no_grad()
+    def load(self, name: str, rows: Tensor) -> None:
+        """Set a table; padding columns become zero and stay so."""
+        weight = self._weight(name)
+        weight.zero_()
+        weight[:, : rows.shape[1]].copy_(rows)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return weights and optimizer state by table."""
+        flat = {f"rows.{name}": self._weight(name) for name in self.tables}
+        return flat | self._optimizer_tensors()
+
+    @torch.no_grad()
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a saved state in place."""
+        for key, tensor in self.training_state().items():
+            tensor.copy_(state[key])
+
+    def _module(self) -> Any:
+        return self.collection if self.optimizer is None else self._fused_collection[0]
+
+    def _weight(self, name: str) -> Tensor:
+        return self._module().state_dict()[f"embedding_bags.{name}.weight"].detach()
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        if self.optimizer is None:
+            return {}
+        states = self._module().fused_optimizer().state_dict()["state"]
+        return {
+            f"optimizer.{name}": tensor
+            for state in states.values()
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        }
+
+
+def _fused(device: torch.device) -> dict[str, Any]:
+    return _CPU_FUSED if device.type == "cpu" else _CUDA_FUSED
+
+
+def _options(optimizer: Any) -> dict[str, Any]:
+    options = {"lr": optimizer.lr}
+    if optimizer.kind == "adam":
+        options["betas"] = optimizer.betas
+    if optimizer.kind != "sgd":
+        options["eps"] = optimizer.eps
+    return options
+
+
+def _padded(dim: int) -> int:
+    return -(-dim // _MULTIPLE) * _MULTIPLE
+
+
+def _numbered(reads: Sequence[Read]) -> list[tuple[str, str]]:
+    """Return (key, table) of every look-up, in the order of the flat rows."""
+    return [
+        (f"{group}.{probe}.{segment}", name)
+        for group, read in enumerate(reads)
+        for probe, names in enumerate(read.tables)
+        for segment, name in enumerate(names)
+    ]
+
+
+def _keys(reads: Sequence[Read]) -> dict[str, list[str]]:
+    keys = defaultdict(list)
+    for key, name in _numbered(reads):
+        keys[name].append(key)
+    return keys
+
+
+def _bags_of_one(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return bag lengths of a batch as long as the longest key: ones, then zeros."""
+    longest = max(lengths, default=0)
+    counts = torch.tensor(lengths, device=device).unsqueeze(1)
+    return (torch.arange(longest, device=device) < counts).long().flatten()

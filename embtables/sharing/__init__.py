@@ -1,0 +1,1 @@
+"""Sharing: which rows an id reads. One file a method."""

@@ -1,0 +1,60 @@
+"""What the hashing methods have in common: salted rows, and which tables they leave exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from embtables.compressor import RowTable, Segments, Table
+from embtables.hashing import hash_rows, salt
+from embtables.registry import Config
+
+
+class HashConfig(Config):
+    """Options of every hashing method."""
+
+    exact_rows: int | None = Field(
+        None,
+        ge=0,
+        description="tables of at most so many rows stay exact; "
+        "left out: those that hashing would not shrink",
+    )
+
+
+def stays_exact(table: Table, rows: int, config: HashConfig) -> bool:
+    """Return whether a table stays exact instead of taking `rows` hashed rows."""
+    if table.open:
+        return False
+    if config.exact_rows is None:
+        return rows >= table.rows
+    return table.rows <= config.exact_rows
+
+
+class HashedRows(nn.Module):
+    """K salted rows for each id of S segments.
+
+    Args:
+        names: [S] what the salts depend on: the logical table, so that features of one table agree.
+        places: [S] physical tables, K each.
+    """
+
+    salts: Tensor
+    rows: Tensor
+
+    def __init__(self, names: Sequence[str], places: Sequence[Sequence[RowTable]]) -> None:
+        super().__init__()
+        probes = range(len(places[0]))
+        salts = [[salt(name, probe) for name in names] for probe in probes]
+        rows = [[place[probe].rows for place in places] for probe in probes]
+        self.register_buffer("salts", torch.tensor(salts), persistent=False)
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+
+    def forward(self, ids: Tensor, segments: Segments) -> Tensor:
+        """Return rows [K, n] of ids [n]."""
+        found = hash_rows(
+            segments.shape(ids), segments.spread(self.salts), segments.spread(self.rows)
+        )
+        return found.reshape(found.shape[0], -1)

@@ -1,0 +1,62 @@
+"""Double hashing: an id reads two rows of its table by independent hashes, summed or concatenated.
+
+    e(x) = E[h1(x)] + E[h2(x)]   or   [E[h1(x)], E[h2(x)]] with rows of half the width
+
+Paper: Zhang et al., Model Size Reduction Using Frequency Based Double Hashing for Recommender
+Systems, RecSys 2020 (its part without frequencies). Two ids collide on both probes with
+probability 1/m^2. Bytes: m_f * W * bits (sum), no map. When to use: like `hash`, with fewer exact
+collisions; the two rows of an id are still shared with many others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from embtables.compressor import RowTable, Segments, Sharing, Table, sharings
+from embtables.sharing._combine import combine_two, concatenates, part_width
+from embtables.sharing._hashed import HashConfig, HashedRows, stays_exact
+
+
+@sharings.register("double_hash")
+class DoubleHash(Sharing):
+    """Two hashed rows an id, of one physical table."""
+
+    class Config(HashConfig):
+        """Options of double hashing."""
+
+        kind: Literal["double_hash"] = "double_hash"
+        combine: Literal["sum", "concat"] = "sum"
+
+    @classmethod
+    def allocate(
+        cls, config: Any, tables: Sequence[Table], share: float
+    ) -> dict[str, tuple[RowTable, ...]]:
+        """Share * n_f * W numbers a table, in rows of width W (sum) or W/2 (concat)."""
+        places = {}
+        for table in tables:
+            width = part_width(table.width, config.combine)
+            rows = max(1, math.ceil(share * table.rows * table.width / width))
+            if not stays_exact(table, math.ceil(rows * width / table.width), config):
+                halved = concatenates(table.width, config.combine)
+                # A sum of two rows must not have twice the variance of one.
+                row_table = RowTable(table.name, rows, width, scale=1.0 if halved else 0.5**0.5)
+                places[table.name] = (row_table, row_table)
+        return places
+
+    def __init__(
+        self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]
+    ) -> None:
+        super().__init__(config, tables, places)
+        self.hashed = HashedRows([table.name for table in tables], places)
+
+    def encode(self, ids: Tensor, segments: Segments) -> Tensor:
+        """Return two hashed rows [2, n]."""
+        return self.hashed(ids, segments)
+
+    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
+        """Sum or concatenate the two vectors of each id."""
+        return combine_two(vectors, self.width, self.config.combine)

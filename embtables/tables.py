@@ -1,0 +1,394 @@
+"""EmbeddingTables: the layer that stands where an EmbeddingBagCollection stood.
+
+    KeyedJaggedTensor -> encode -> row store -> decode -> pool -> KeyedTensor, JaggedTensors
+
+Shape letters: B rows of a batch, F features, n ids of a group, D width granted to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from embtables.budget import Plan, parse_bytes, plan, plan_bytes, uncompressed_bytes
+from embtables.compressor import Table, TableConfig, parse_table
+from embtables.features import Feature, Vocabulary, by_name
+from embtables.groups import Group, Ids, build_groups
+from embtables.rows.optimizers import RowOptimizer
+from embtables.rows.store import Init, RowStore, backends
+from embtables.torchrec_types import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+
+Found = tuple[KeyedTensor, dict[str, JaggedTensor]]
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Sizes in bytes.
+
+    Attributes:
+        inference: of the packed tables: rows, scales, maps, projections.
+        training: of rows and optimizer state while training.
+        uncompressed: of one float32 row for every id.
+    """
+
+    inference: int
+    training: int
+    uncompressed: int
+
+
+class Lookup(nn.Module):
+    """From ids to vectors, over any row store; what trained and packed tables have in common.
+
+    Args:
+        features: what the model reads.
+        vocabularies: by table name.
+        decided: the plan of every table.
+    """
+
+    store: RowStore
+    _columns: Tensor
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        vocabularies: Mapping[str, Vocabulary],
+        decided: Plan,
+    ) -> None:
+        super().__init__()
+        self.features = tuple(by_name(features).values())
+        self.vocabularies = dict(vocabularies)
+        self.plan = decided
+        self.dims = {feature.name: decided[feature.table].granted for feature in self.features}
+        self.groups = nn.ModuleList(build_groups(self.features, decided, vocabularies))
+        self._pooled = [f for f in self.features if f.pooling != "none"]
+        self._sequences = [f for f in self.features if f.pooling == "none"]
+        self.register_buffer("_columns", self._column_order(), persistent=False)
+        self._orders: dict[tuple[str, ...], list[tuple[Tensor, list[int]]]] = {}
+
+    def forward(self, kjt: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor] | Found:
+        """Return what the TorchRec collection in its place would.
+
+        A KeyedTensor where all features are pooled (EmbeddingBagCollection), a dict of JaggedTensors
+        where none is (EmbeddingCollection), and both as a pair otherwise.
+        """
+        pooled, sequences = self.lookup(kjt)
+        if not self._sequences:
+            return pooled
+        return (pooled, sequences) if self._pooled else sequences
+
+    def lookup(self, kjt: KeyedJaggedTensor) -> Found:
+        """Return pooled features [B, sum of D] and sequences, vectors [ids of the feature, D].
+
+        Raises:
+            ValueError: a key is missing from the batch, or an id is outside its vocabulary.
+        """
+        groups = [cast(Group, group) for group in self.groups]
+        single = kjt.values().numel() == kjt.lengths().numel() and bool((kjt.lengths() == 1).all())
+        picked = [
+            group.check(group.select(kjt, order, keys, single))
+            for group, (order, keys) in zip(groups, self._key_order(kjt), strict=True)
+        ]
+        cuts = [ids.segments for ids in picked]
+        rows = [
+            g.sharing.encode(ids.values, ids.segments)
+            for g, ids in zip(groups, picked, strict=True)
+        ]
+        read = self.store.lookup(rows, cuts)
+        vectors = [
+            group.width.decode(group.sharing.decode(found, cut), cut)
+            for group, found, cut in zip(groups, read, cuts, strict=True)
+        ]
+        self._observe(groups, picked, vectors)
+        return self._gather(groups, picked, vectors, kjt.stride())
+
+    def _observe(self, groups: list[Group], picked: list[Ids], vectors: list[Tensor]) -> None:
+        """Look at what a batch has read; trained tables do."""
+
+    def _gather(
+        self, groups: list[Group], picked: list[Ids], vectors: list[Tensor], batch: int
+    ) -> Found:
+        sequences = {}
+        for group, ids, found in zip(groups, picked, vectors, strict=True):
+            sequences |= group.sequences(found, ids, batch)
+        pieces = [
+            group.pool(found, ids)
+            for group, ids, found in zip(groups, picked, vectors, strict=True)
+            if group.pooled
+        ]
+        if not pieces:
+            values = vectors[0].new_zeros(batch, 0)
+        else:
+            values = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        if len(self._columns):
+            values = values.index_select(1, self._columns)
+        names = [feature.name for feature in self._pooled]
+        return KeyedTensor(names, [self.dims[name] for name in names], values), sequences
+
+    def _column_order(self) -> Tensor:
+        """Return the column order that brings grouped features into feature order; empty if it does."""
+        start, columns = 0, {}
+        for feature in (feature for group in self.groups for feature in cast(Group, group).pooled):
+            columns[feature.name] = range(start, start := start + self.dims[feature.name])
+        order = [column for feature in self._pooled for column in columns[feature.name]]
+        return torch.tensor([] if order == sorted(order) else order, dtype=torch.long)
+
+    def _key_order(self, kjt: KeyedJaggedTensor) -> list[tuple[Tensor, list[int]]]:
+        keys = tuple(kjt.keys())
+        if keys not in self._orders:
+            place = {key: position for position, key in enumerate(keys)}
+            missing = sorted({f.key for f in self.features} - place.keys())
+            if missing:
+                raise ValueError(
+                    f"the batch has no key {', '.join(map(repr, missing))}; it has {', '.join(keys)}"
+                )
+            device = kjt.values().device
+            orders = []
+            for group in self.groups:
+                order = [place[feature.key] for feature in cast(Group, group).features]
+                orders.append((torch.tensor(order, device=device), order))
+            self._orders[keys] = orders
+        return self._orders[keys]
+
+
+class EmbeddingTables(Lookup):
+    """Trainable embedding tables of any compressor, under a byte budget.
+
+    Args:
+        features: what the model reads; features of one table share it and ask for one width.
+        vocabularies: table name -> its ids.
+        table: what tables are made of: ``"hash+int8"``, a mapping, or a TableConfig.
+        fields: table name -> what that one is made of instead.
+        budget: bytes of all tables when packed: a number or ``"10MB"``.
+        ratio: the same as a share of the uncompressed float32 bytes.
+        optimizer: row optimizer, applied by `step`; None leaves rows to any torch optimizer.
+        backend: row store: reference, torchrec, or auto (torchrec on CUDA, else reference).
+        init: initial values of rows.
+        seed: seed of initial values and stochastic rounding; hashes do not depend on it.
+        mini_batch_l2: lambda of the mini-batch-aware L2 of DIN (`penalty`).
+        dtype: float type of the computation.
+        device: where rows live.
+
+    Raises:
+        ValueError: an unknown method, a vocabulary that is missing, widths that differ within a
+            table, a budget that cannot be met, or what the backend refuses.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        vocabularies: Mapping[str, Vocabulary],
+        *,
+        table: str | dict[str, Any] | TableConfig = "full",
+        fields: Mapping[str, str | dict[str, Any] | TableConfig] | None = None,
+        budget: int | str | None = None,
+        ratio: float | None = None,
+        optimizer: RowOptimizer | None = None,
+        backend: str = "auto",
+        init: Init | None = None,
+        seed: int = 0,
+        mini_batch_l2: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        device = torch.device(device)
+        logical = logical_tables(features, vocabularies)
+        decided = plan(
+            logical,
+            parse_table(table),
+            {name: parse_table(value) for name, value in (fields or {}).items()},
+            None if budget is None else parse_bytes(budget),
+            ratio,
+        )
+        super().__init__(features, vocabularies, decided)
+        physical = {row.name: row for one in decided.values() for row in one.places}
+        precisions = {row.name: one.precision for one in decided.values() for row in one.places}
+        reads = [cast(Group, group).read for group in self.groups]
+        if backend == "auto":
+            backend = "torchrec" if device.type == "cuda" else "reference"
+        self.store = backends.get(backend)(
+            list(physical.values()),
+            precisions,
+            reads,
+            optimizer,
+            init or Init(),
+            seed,
+            dtype,
+            device,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for group in self.groups:
+            cast(Group, group).width.reset(generator)
+        for group in self.groups:
+            group.to(device=device, dtype=dtype)
+        self._columns = self._columns.to(device)
+        self._mini_batch_l2 = _MiniBatchL2(self, mini_batch_l2) if mini_batch_l2 else None
+        self._penalty = torch.zeros((), dtype=dtype, device=device)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the row optimizer."""
+        return self.store.lr
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the row optimizer."""
+        self.store.lr = lr
+
+    def step(self) -> None:
+        """Apply the row optimizer to the rows read since the last step."""
+        self.store.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients, those of rows included."""
+        super().zero_grad(set_to_none)
+        self.store.zero_grad(set_to_none)
+
+    def require(self, ability: str) -> None:
+        """Raise ValueError unless the backend has an ability; the only one to ask for is "clip"."""
+        assert ability == "clip"
+        if not self.store.clips:
+            raise ValueError(
+                "gradients of fused tables cannot be clipped: they are applied inside backward; "
+                "set train.clip_norm=null or backend=reference"
+            )
+
+    def grad_square_sum(self) -> Tensor:
+        """Return the sum of squares of the row gradients, a scalar."""
+        return self.store.grad_square_sum()
+
+    def scale_grads(self, factor: Tensor) -> None:
+        """Multiply the row gradients by a scalar."""
+        self.store.scale_grads(factor)
+
+    def penalty(self) -> Tensor:
+        """Return the mini-batch-aware L2 of the last look-up, a scalar; zero if it is off.
+
+        Sum over the distinct ids j of the batch of lambda / (2 n_j) * |e_j|^2, with e_j the vector the
+        model reads and n_j the training count of j (Zhou et al., KDD 2018, section 5.1). It
+        penalises produced vectors, so it means the same for every compressor.
+        """
+        return self._penalty
+
+    def bytes(self) -> Bytes:
+        """Return sizes at inference, in training, and uncompressed."""
+        tables = [one.table for one in self.plan.values()]
+        beside = sum(_beside(cast(Group, group)) for group in self.groups)
+        rows = plan_bytes(self.plan) - sum(one.extra_bytes for one in self.plan.values())
+        return Bytes(
+            rows + beside, self.store.training_bytes() + beside, uncompressed_bytes(tables)
+        )
+
+    def report(self) -> list[dict[str, Any]]:
+        """Return one line a logical table: ids, physical rows, width, method, bytes of its rows."""
+        return [
+            {
+                "table": name,
+                "method": str(one.config),
+                "ids": one.table.rows,
+                "rows": sum({row.name: row.rows for row in one.places}.values()),
+                "width": one.table.width,
+                "bytes": sum(
+                    {r.name: r.rows * one.precision.row_bytes(r.dim) for r in one.places}.values()
+                )
+                + one.extra_bytes,
+            }
+            for name, one in self.plan.items()
+        ]
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return rows, optimizer state, generator state and projections as flat tensors."""
+        store = {f"store.{key}": value for key, value in self.store.training_state().items()}
+        return store | {f"groups.{key}": value for key, value in self.groups.state_dict().items()}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `training_state` returned."""
+        self.store.load_training_state(_below("store.", state))
+        self.groups.load_state_dict(_below("groups.", state))
+
+    def pack_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the packed form: tensors, and what is needed to read them (JSON)."""
+        from embtables.packed import pack_tensors
+
+        return pack_tensors(self)
+
+    def pack(self, path: Path | str) -> int:
+        """Write the packed tables to one safetensors file; return the bytes of its tensors."""
+        from embtables.packed import save
+
+        return save(self, Path(path))
+
+    def _observe(self, groups: list[Group], picked: list[Ids], vectors: list[Tensor]) -> None:
+        if self._mini_batch_l2 and self.training:
+            self._penalty = self._mini_batch_l2(groups, picked, vectors)
+
+
+class _MiniBatchL2:
+    """The penalty of `EmbeddingTables.penalty`."""
+
+    def __init__(self, tables: Lookup, strength: float) -> None:
+        self.strength = strength
+        self.offset, counts, start = {}, [], 0
+        for name in dict.fromkeys(feature.table for feature in tables.features):
+            vocabulary = tables.vocabularies[name]
+            if vocabulary.open or vocabulary.counts is None:
+                raise ValueError(
+                    f"mini_batch_l2: table {name!r} has no training counts (an open vocabulary has "
+                    "none); set mini_batch_l2=0 or use a closed vocabulary"
+                )
+            self.offset[name] = start
+            counts.append(torch.from_numpy(vocabulary.counts.copy()).clamp(min=1))
+            start += vocabulary.rows
+        self.counts = torch.cat(counts)
+
+    def __call__(self, groups: list[Group], picked: list[Ids], vectors: list[Tensor]) -> Tensor:
+        total = vectors[0].new_zeros(())
+        for group, ids, found in zip(groups, picked, vectors, strict=True):
+            device = found.device
+            offsets = torch.tensor([self.offset[f.table] for f in group.features], device=device)
+            shaped = ids.segments.shape(ids.values) + ids.segments.spread(offsets)
+            keys, inverse, times = torch.unique(
+                shaped.flatten(), return_inverse=True, return_counts=True
+            )
+            weight = 1 / (self.counts.to(device)[keys] * times)
+            total = total + (weight[inverse] * found.square().sum(dim=1)).sum()
+        return self.strength / 2 * total
+
+
+def logical_tables(
+    features: Sequence[Feature], vocabularies: Mapping[str, Vocabulary]
+) -> list[Table]:
+    """Return the tables that features name, in order.
+
+    Raises:
+        ValueError: a table without vocabulary, or features of one table that ask for two widths.
+    """
+    found: dict[str, Table] = {}
+    for feature in features:
+        if feature.table not in vocabularies:
+            raise ValueError(
+                f"feature {feature.name!r} reads table {feature.table!r}, which has no vocabulary; "
+                f"there are {', '.join(vocabularies)}"
+            )
+        vocabulary = vocabularies[feature.table]
+        table = Table(feature.table, vocabulary.rows, feature.dim, vocabulary.open)
+        other = found.setdefault(feature.table, table)
+        if other.dim != feature.dim:
+            raise ValueError(
+                f"feature {feature.name!r} asks for width {feature.dim} of table {feature.table!r}, "
+                f"another feature for {other.dim}; features of one table have one width"
+            )
+    return list(found.values())
+
+
+def _beside(group: Group) -> int:
+    return sum(tensor.nbytes for tensor in group.state_dict().values())
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }

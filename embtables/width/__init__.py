@@ -1,0 +1,1 @@
+"""Width: how wide a stored row is. One file a method."""

@@ -1,0 +1,1 @@
+"""YAML presets, <dataset>/<model>.yaml."""
