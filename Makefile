@@ -1,0 +1,28 @@
+PYTHON ?= python3
+REQUIREMENTS ?= requirements/cpu.txt
+BIN := .venv/bin
+
+.PHONY: demo test lint setup clean
+
+demo: setup  ## train AutoInt on synthetic data with five tables; ends with a table and a plot
+	$(BIN)/python bench/demo.py
+
+test: setup  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+lint: setup  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+setup: .venv/.ready  ## virtual environment with the pinned closure, and the command .venv/bin/embtables
+
+.venv/.ready: $(wildcard requirements/*.txt) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info[:2] >= (3, 11) or sys.exit("embtables needs Python 3.11 or later; run make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r $(REQUIREMENTS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv demo runs prepared
