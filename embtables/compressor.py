@@ -37,7 +37,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from embtables.registry import Config, Registry, nearest
@@ -252,9 +252,30 @@ def _axis(registry: Registry[Any]) -> Any:
         options = {"kind": value} if isinstance(value, str) else dict(value)
         if "kind" not in options:
             raise ValueError(f'say which {registry.what}: "kind" is missing')
-        return registry.get(options["kind"]).Config.model_validate(options)
+        method = registry.get(options["kind"]).Config
+        try:
+            return method.model_validate(options)
+        except ValidationError as error:
+            raise ValueError(_problems(options["kind"], method, error)) from None
 
     return Annotated[Any, BeforeValidator(read)]
+
+
+def _problems(kind: str, method: type[Config], error: ValidationError) -> str:
+    """Return what is wrong with the options of a method, in one line."""
+    known = sorted(method.model_fields.keys() - {"kind"})
+    found = []
+    for problem in error.errors():
+        option = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            options = ", ".join(known) or "none"
+            found.append(
+                f"{kind} has no option {option!r}.{nearest(option, known)} Options: {options}"
+            )
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found.append(f"{kind}: {option}: {message} (got {problem['input']!r})")
+    return "; ".join(found)
 
 
 class TableConfig(Config):

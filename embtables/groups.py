@@ -68,7 +68,7 @@ class Group(nn.Module):
         self.sharing: Sharing = sharings.get(config.sharing.kind)(config.sharing, tables, places)
         self.width: Width = widths.get(config.width.kind)(config.width, tables)
         self.closed = [not vocabulary.open for vocabulary in vocabularies]
-        limits = [2**63 - 1 if v.open else v.rows for v in vocabularies]
+        limits = [0 if v.open else v.rows for v in vocabularies]  # 0: any id is inside
         unknown = [-1 if v.oov is None else v.oov for v in vocabularies]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
         self.register_buffer("unknown", torch.tensor(unknown), persistent=False)
@@ -100,8 +100,7 @@ class Group(nn.Module):
         if not any(self.closed):
             return ids
         shaped, limits = ids.segments.shape(ids.values), ids.segments.spread(self.limits)
-        # An open vocabulary has no first id either: only its upper limit is out of reach.
-        outside = (shaped >= limits) | ((shaped < 0) & (limits < 2**63 - 1))
+        outside = ((shaped >= limits) | (shaped < 0)) & (limits > 0)
         if not bool(outside.any()):
             return ids
         unknown = ids.segments.spread(self.unknown).expand_as(shaped)

@@ -2,6 +2,7 @@
 
 While training, updates are computed in float32 and rounded stochastically (unbiased), so that an
 update smaller than half a float16 step is not lost. Numbers beyond the float16 range are clamped.
+Bytes: 2 bytes a number.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Arena(nn.Module):
         flat = rows.reshape(-1)
         found = {name: part.index_select(0, flat) for name, part in self.parts.items()}
         values = self.precision.decode(found) if self.precision else found["values"]
-        return values.view(*rows.shape, -1)
+        return values.view(*rows.shape, values.shape[1])
 
 
 class ArenaReader(nn.Module):

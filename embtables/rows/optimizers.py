@@ -136,7 +136,7 @@ RowOptimizer = Annotated[SGD | Adagrad | RowWiseAdagrad | Adam | DenseAdam, Disc
 
 def slices(state: State, rows: Tensor) -> State:
     """Return the state of some rows [U], copied."""
-    return {name: tensor[rows] for name, tensor in state.items()}
+    return {name: tensor.index_select(0, rows) for name, tensor in state.items()}
 
 
 def write_back(state: State, rows: Tensor, part: State) -> None:

@@ -93,6 +93,12 @@ class TorchRecStore(RowStore):
             )
         if dtype != torch.float32:
             reasons.append(f"backend torchrec computes in float32, not {dtype}; {way_out}")
+        dotted = [table.name for table in tables if "." in table.name]
+        if dotted:
+            reasons.append(
+                f"backend torchrec takes no dot in a table's name, as {dotted[0]!r} has; rename the "
+                f"column or {way_out}"
+            )
         if optimizer is None:
             return reasons
         known = _fused(device)
@@ -101,7 +107,7 @@ class TorchRecStore(RowStore):
                 f"backend torchrec has no fused {optimizer.kind} on {device.type}; "
                 f"choose rows.kind from {', '.join(known)}, or {way_out}"
             )
-        if optimizer.weight_decay and optimizer.kind != "sgd":
+        if optimizer.weight_decay:
             reasons.append(
                 f"backend torchrec has no decoupled weight decay for {optimizer.kind}; "
                 f"set rows.weight_decay=0 or {way_out}"
@@ -116,6 +122,8 @@ class TorchRecStore(RowStore):
 
     def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
         """Read every look-up of every group in one call of the collection."""
+        if self.optimizer and torch.is_grad_enabled():
+            self._hand_over_lr()
         cuts = [cut.lengths * len(row) for row, cut in zip(rows, segments, strict=True)]
         lengths = [length for cut in cuts for length in cut]
         names = [name for name, _ in _numbered(self.reads)]
@@ -135,10 +143,8 @@ class TorchRecStore(RowStore):
             start += len(cut)
         return found
 
-    def step(self) -> None:
-        """Backward has updated the rows; hand the learning rate to the next one."""
-        if self.optimizer is None:
-            return
+    def _hand_over_lr(self) -> None:
+        """Give the next backward, which updates the rows, the learning rate of now."""
         fused = self._module().fused_optimizer()
         for group in fused.param_groups:
             group["lr"] = self.lr
@@ -219,7 +225,7 @@ def _keys(reads: Sequence[Read]) -> dict[str, list[str]]:
 
 
 def _bags_of_one(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Return bag lengths of a batch as long as the longest key: ones, then zeros."""
-    longest = max(lengths, default=0)
+    """Return bag lengths of a batch as long as the longest key, at least one: ones, then zeros."""
+    longest = max(1, *lengths)
     counts = torch.tensor(lengths, device=device).unsqueeze(1)
     return (torch.arange(longest, device=device) < counts).long().flatten()

@@ -1,5 +1,7 @@
 """Full table: every id has a row of its own.
 
+    row(x) = x
+
 Bytes: n * W * bits. The uncompressed baseline, and with a byte budget (width `uniform`) the narrow
 table that every compressor has to beat.
 """

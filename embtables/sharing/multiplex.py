@@ -62,7 +62,7 @@ class Multiplex(Sharing):
         numbers = share * sum(table.rows * table.width for table in tables)
         rows = max(1, int(numbers / (chunk * config.subtables)))
         shared = [
-            RowTable(f"{tables[0].name}.multiplex{dim}.{index}", rows, chunk)
+            RowTable(f"{tables[0].name}/multiplex{dim}/{index}", rows, chunk)
             for index in range(config.subtables)
         ]
         turn = count()

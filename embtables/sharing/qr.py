@@ -43,7 +43,7 @@ class QR(Sharing):
     def allocate(
         cls, config: Any, tables: Sequence[Table], share: float
     ) -> dict[str, tuple[RowTable, ...]]:
-        """The smallest c whose two tables hold at most share * n_f * W numbers.
+        """The smallest c whose two tables hold at most share * n_f * W numbers; none at share 1.
 
         Raises:
             ValueError: a table with an open vocabulary: a quotient has no bound there.
@@ -57,6 +57,8 @@ class QR(Sharing):
                 f"table {table.name!r}: qr divides ids of a closed vocabulary; "
                 "with an open one use hash, double_hash or multiplex"
             )
+        if share >= 1 and config.collisions is None:
+            return None
         width = part_width(table.width, config.combine)
         target = share * table.rows * table.width / width
         c = config.collisions or divisor(table.rows, target)
@@ -72,8 +74,8 @@ class QR(Sharing):
             else 1.0
         )
         return (
-            RowTable(f"{table.name}.quotient", quotients, width, scale=scale),
-            RowTable(f"{table.name}.remainder", c, width, scale=scale, mean=float(product)),
+            RowTable(f"{table.name}/quotient", quotients, width, scale=scale),
+            RowTable(f"{table.name}/remainder", c, width, scale=scale, mean=float(product)),
         )
 
     def __init__(

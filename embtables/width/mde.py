@@ -44,7 +44,7 @@ class MixedDimension(Width):
 
     @classmethod
     def widths(cls, config: Any, tables: Sequence[Table], share: float) -> list[int]:
-        """Power rule with alpha = 1 - share, or the alpha asked for."""
+        """Power rule with alpha = 1 - share, or the alpha asked for; D where narrower saves nothing."""
         alpha = 1 - share if config.alpha is None else config.alpha
         smallest = min(table.rows for table in tables)
         return [cls._width(config, table, smallest, alpha) for table in tables]
@@ -54,7 +54,8 @@ class MixedDimension(Width):
         width = max(1, round(table.dim * (table.rows / smallest) ** -alpha))
         if config.power_of_two and width < table.dim:
             width = 2 ** round(math.log2(width))
-        return min(width, table.dim)
+        narrow = table.rows * width + width * table.dim
+        return width if narrow < table.rows * table.dim else table.dim
 
     @classmethod
     def extra_numbers(cls, table: Table) -> int:

@@ -1,0 +1,159 @@
+"""The run directory: one configuration, one process, and files that are whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import checkpoint
+from trainer.rundir import RunDir, config_hash, default_path, packed_model
+
+CONFIG = {"model": {"kind": "lr"}, "train": {"epochs": 3}}
+OTHER = {"model": {"kind": "lr"}, "train": {"epochs": 4}}
+
+
+def begun(path: Path) -> Path:
+    """A run that has a checkpoint."""
+    with RunDir(path, CONFIG) as run:
+        run.record({"step": 1, "auc": float("nan")})
+        checkpoint.save(run.last, {"a": torch.zeros(1)}, {})
+    return path
+
+
+def test_other_configuration_is_refused_with_the_differences(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"(?s)another configuration.*train\.epochs: 3 -> 4.*--fresh"
+    ):
+        RunDir(tmp_path, OTHER).__enter__()
+    with RunDir(tmp_path, CONFIG) as run:
+        assert run.last.exists()
+
+
+def test_fresh_throws_the_old_run_away(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with RunDir(tmp_path, OTHER, fresh=True) as run:
+        assert not run.last.exists()
+        assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="not empty and not a run"):
+            RunDir(tmp_path, CONFIG, fresh=fresh).__enter__()
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_second_process_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from trainer.rundir import RunDir\n"
+        "try: RunDir(Path(sys.argv[1]), {}).__enter__()\n"
+        "except ValueError as error: print(error)"
+    )
+    with RunDir(tmp_path, CONFIG):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+    assert "in use by process" in done.stdout
+
+
+def test_metrics_are_json_and_rewind_drops_later_and_torn_lines(tmp_path: Path) -> None:
+    with RunDir(tmp_path, CONFIG) as run:
+        for step in (1, 2, 3):
+            run.record({"step": step, "auc": float("nan")})
+        file = tmp_path / "metrics.jsonl"
+        file.write_text(file.read_text() + '{"step": 2, "au')
+        run.rewind(2)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert rows == [{"step": 1, "auc": None}, {"step": 2, "auc": None}]
+
+
+def test_log_goes_to_the_directory_while_it_is_open(tmp_path: Path) -> None:
+    with RunDir(tmp_path, CONFIG):
+        logging.getLogger("data.rows").warning("dropped a row")
+    logging.getLogger("embtables").warning("too late")
+    text = (tmp_path / "log.txt").read_text()
+    assert "dropped a row" in text
+    assert "too late" not in text
+
+
+def test_environment_names_versions_code_and_machine(tmp_path: Path) -> None:
+    with RunDir(tmp_path, CONFIG):
+        env = json.loads((tmp_path / "env.json").read_text())
+    assert env["versions"]["torch"] == torch.__version__
+    assert {"python", "commit", "dirty", "cpu", "cores", "threads", "gpu"} <= env.keys()
+
+
+def test_name_of_a_run_depends_on_its_configuration_alone() -> None:
+    assert config_hash(CONFIG) == config_hash(json.loads(json.dumps(CONFIG)))
+    assert config_hash(CONFIG) != config_hash(OTHER)
+    assert default_path("a/b", CONFIG) == Path("runs") / f"a-b-{config_hash(CONFIG)}"
+
+
+def test_only_a_finished_run_has_a_packed_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run here"):
+        packed_model(tmp_path)
+    with pytest.raises(ValueError, match="not finished"):
+        packed_model(begun(tmp_path))
+
+
+def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
+    tensors = {"a/b": torch.randn(3, 2), "rng": torch.get_rng_state(), "n": torch.tensor(2**60)}
+    tensors["view"] = tensors["a/b"].t()
+    checkpoint.save(tmp_path / "x" / "last", tensors, {"lr": 0.1, "best": None})
+    loaded, values = checkpoint.load(tmp_path / "x" / "last")
+    assert values == {"lr": 0.1, "best": None}
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert [file.name for file in (tmp_path / "x").iterdir()] == ["last"]
+
+
+def test_failed_checkpoint_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "last"
+    checkpoint.save(file, {"a": torch.ones(2)}, {"step": 1})
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save(file, {"a": torch.zeros(2)}, {"step": 2})
+    assert checkpoint.load(file)[1] == {"step": 1}
+
+
+def test_torn_checkpoint_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    file = tmp_path / "last"
+    checkpoint.save(file, {"a": torch.ones(2)}, {})
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"not a readable checkpoint.*--fresh"):
+        checkpoint.load(file)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD])
+def test_optimizer_state_round_trip(kind: type[torch.optim.Optimizer], tmp_path: Path) -> None:
+    def step(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:
+        weight.grad = weight.detach() * 2
+        optimizer.step()
+
+    options = {"lr": 0.1, "momentum": 0.9} if kind is torch.optim.SGD else {"lr": 0.1}
+    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    make: Any = kind
+    first, second = (make([weight], **options) for weight in weights)
+    for _ in range(3):
+        step(first, weights[0])
+    weights[1].data.copy_(weights[0].data)
+    checkpoint.save(tmp_path / "x", checkpoint.optimizer_tensors(first), {})
+    checkpoint.load_optimizer_tensors(second, checkpoint.load(tmp_path / "x")[0])
+    step(first, weights[0])
+    step(second, weights[1])
+    assert torch.equal(weights[0], weights[1])

@@ -1,0 +1,228 @@
+"""The configuration of a run: one strict schema for YAML, the command line and Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
+from torch import nn
+
+from data.source import SourceConfig, sources
+from embtables.budget import parse_bytes
+from embtables.compressor import TableConfig, parse_table
+from embtables.registry import Config, nearest
+from embtables.rows.optimizers import Adam as RowAdam
+from embtables.rows.optimizers import RowOptimizer
+from embtables.rows.store import Init, backends
+from models.base import ModelConfig, models
+from trainer.overrides import Keys, merge, read_preset
+from trainer.recipes import find_recipe
+from trainer.validation import validate
+
+if TYPE_CHECKING:
+    DataConfig = SourceConfig
+
+    class AnyModelConfig(ModelConfig):  # noqa: D101 - what all members of the union have
+        kind: str
+
+else:
+    DataConfig = sources.config_union()
+    AnyModelConfig = models.config_union()
+
+
+class Adam(Config):
+    """Adam on the network's weights."""
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="L2, added to the gradient")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of the parameters."""
+        return torch.optim.Adam(parameters, **self.model_dump(exclude={"kind"}))
+
+
+class Adagrad(Config):
+    """Adagrad on the network's weights."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    lr: float = Field(default=1e-2, gt=0)
+    eps: float = Field(default=1e-10, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="L2, added to the gradient")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of the parameters."""
+        return torch.optim.Adagrad(parameters, **self.model_dump(exclude={"kind"}))
+
+
+class SGD(Config):
+    """Gradient descent on the network's weights."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(default=1e-1, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, description="L2, added to the gradient")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of the parameters."""
+        return torch.optim.SGD(parameters, **self.model_dump(exclude={"kind"}))
+
+
+DenseOptimizer = Annotated[Adam | Adagrad | SGD, Discriminator("kind")]
+
+
+class ReduceLR(Config):
+    """What an evaluation without improvement does to both learning rates."""
+
+    factor: float = Field(default=0.1, gt=0, le=1)
+    min_lr: float = Field(default=1e-6, ge=0)
+
+
+class TrainConfig(Config):
+    """How long, in which portions, and when to stop."""
+
+    batch_size: int = Field(default=4096, ge=1)
+    eval_batch_size: int = Field(default=16384, ge=1)
+    epochs: int = Field(default=1, ge=1, description="at most that many")
+    seed: int = Field(default=0, ge=0)
+    monitor: Literal["auc", "logloss", "gauc"] = Field(
+        default="auc", description="chooses the epoch"
+    )
+    patience: int = Field(
+        default=2, ge=1, description="stop after that many evaluations without gain"
+    )
+    reduce_lr: ReduceLR | None = ReduceLR()
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="of all gradients, tables included"
+    )
+    eval_every: int | None = Field(default=None, ge=1, description="steps; default: once an epoch")
+    checkpoint_every: int | None = Field(
+        default=None, ge=1, description="steps between checkpoints besides those at evaluations"
+    )
+    limit_batches: int | None = Field(
+        default=None,
+        ge=1,
+        description="at most that many batches of every split, to try things out",
+    )
+    bfloat16: bool = Field(
+        default=False, description="the network computes in bfloat16 while training"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class RunConfig(Config):
+    """A whole run."""
+
+    data: DataConfig
+    model: AnyModelConfig
+    table: TableConfig = Field(default=parse_table("full"), description="such as hash+int8")
+    fields: dict[str, TableConfig] = Field(default={}, description="other tables, by logical table")
+    budget: Annotated[
+        int | None, BeforeValidator(lambda b: None if b is None else parse_bytes(b))
+    ] = Field(None, description="bytes of all tables, such as 10MB")
+    ratio: float | None = Field(
+        default=None, gt=0, le=1, description="share of the uncompressed bytes"
+    )
+    backend: str = "auto"
+    rows: RowOptimizer = RowAdam(lr=1e-3, weight_decay=0.0)
+    init: Init | None = None
+    mini_batch_l2: float = Field(
+        default=0.0, ge=0, description="decay of the rows in the batch (DIN)"
+    )
+    dense: DenseOptimizer = Adam()
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, name: str) -> str:
+        known = ["auto", *backends.names()]
+        if name not in known:
+            raise ValueError(
+                f"unknown backend {name!r}.{nearest(name, known)} Known: {', '.join(known)}"
+            )
+        return name
+
+    @field_validator("ratio")
+    @classmethod
+    def _one_size(cls, ratio: float | None, info: ValidationInfo) -> float | None:
+        budget = info.data.get("budget")
+        if ratio is not None and budget is not None:
+            raise ValueError(
+                f"ratio={ratio} and budget={budget} both say how large the tables are; choose one "
+                "(take the other back with =null)"
+            )
+        return ratio
+
+    @field_serializer("table")
+    def _table_text(self, table: TableConfig) -> str:
+        return str(table)
+
+    @field_serializer("fields")
+    def _fields_text(self, fields: dict[str, TableConfig]) -> dict[str, str]:
+        return {name: str(table) for name, table in fields.items()}
+
+    def plain(self) -> dict[str, Any]:
+        """Return the configuration as JSON values, which validate to the same one again."""
+        return self.model_dump(mode="json")
+
+
+@dataclass
+class Loaded:
+    """A validated configuration and where its values come from.
+
+    Attributes:
+        name: recipe name, or the file's stem.
+        config: the validated configuration.
+        preset: what the YAML said.
+        overridden: paths that the command line set.
+    """
+
+    name: str
+    config: RunConfig
+    preset: dict[str, Any]
+    overridden: set[Keys] = field(default_factory=set)
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Loaded:
+    """Return the configuration of a recipe with ``key=value`` texts laid over it.
+
+    Args:
+        recipe: name of a shipped preset, or path of a YAML file.
+        overrides: such as ``["train.batch_size=512", "table=hash+int8"]``.
+
+    Raises:
+        ValueError: unknown recipe, malformed override, or a configuration with problems, all of
+            them listed.
+    """
+    name, file = find_recipe(recipe)
+    preset = read_preset(file)
+    tree, overridden = merge(RunConfig, preset, overrides)
+    return Loaded(name, validate(RunConfig, tree, name), preset, overridden)
+
+
+class _DataOnly(Config):
+    data: DataConfig
+
+
+def load_data_config(recipe: str, overrides: Sequence[str] = ()) -> DataConfig:
+    """Return the data section of a recipe, or the options of a source given by its kind.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    if recipe not in sources.names():
+        return load_config(recipe, overrides).config.data
+    tree, _ = merge(_DataOnly, {"data": {"kind": recipe}}, overrides)
+    return validate(_DataOnly, tree, recipe).data

@@ -1,0 +1,479 @@
+"""The training loop: any model on any tables, to a finished and measured run directory.
+
+Shape letters: B rows of a batch, N rows of a split.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data.batch import Batch
+from data.loader import Loader
+from data.store import Store
+from embtables import EmbeddingTables
+from models.base import CTRModel, models
+from trainer import checkpoint
+from trainer.config import RunConfig
+from trainer.datasets import closing, model_inputs, open_store, vocabularies
+from trainer.evaluation import measure
+from trainer.predict import PackedModel, save
+from trainer.progress import Progress
+from trainer.rundir import RunDir
+from trainer.signals import Interrupted, StopSignal
+
+log = logging.getLogger("embtables")
+
+MIN_GAIN = 1e-6
+"""An evaluation is better than the best one if it gains more than this (FuxiCTR's rule)."""
+
+CHECK_EVERY = 20
+"""Steps between two looks at the loss: a look waits for the device."""
+
+
+@dataclass
+class State:
+    """Where a run stands: with weights, optimizers and generators, all that resuming needs.
+
+    Attributes:
+        epoch, batch: position in the data: the next batch to train on.
+        step: batches trained on so far.
+        pending: an evaluation is due before training goes on.
+        finished: training is over.
+        failures: evaluations without gain since the last gain.
+        best, best_epoch, best_step: the monitored value, and where it was reached.
+        lr_dense, lr_rows: learning rates now.
+        loss_sum, loss_rows: of the training loss since the last evaluation.
+        seconds, rows: spent and seen in training, evaluations left out.
+    """
+
+    lr_dense: float
+    lr_rows: float
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    pending: bool = False
+    finished: bool = False
+    failures: int = 0
+    best: float | None = None
+    best_epoch: float = 0.0
+    best_step: int = 0
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    seconds: float = 0.0
+    rows: int = 0
+
+
+def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dict[str, Any]:
+    """Train, choose the epoch on validation, measure the packed tables, and write it all down.
+
+    The same call on the same directory resumes, and gives the numbers of an unbroken run.
+
+    Args:
+        config: the run.
+        run_dir: where the run is kept.
+        fresh: throw away what an earlier run left there.
+
+    Returns:
+        The summary, which is also in ``summary.json``.
+
+    Raises:
+        ValueError: bad data, a configuration that does not fit the data, a directory of another
+            run, or a loss that is no longer finite.
+        Interrupted: Ctrl-C or SIGTERM; what was done is in the directory.
+    """
+    with RunDir(Path(run_dir), config.plain(), fresh=fresh) as run:
+        summary = run.summary()
+        if summary is not None:
+            log.info("%s is finished already", run.path)
+            return summary
+        began = time.perf_counter()
+        store = open_store(config)
+        with StopSignal() as stop:
+            trainer = Trainer(config, store, run, stop)
+            trainer.seconds["prepare"] = trainer.began - began
+            trainer.fit()
+            return trainer.finish()
+
+
+class Trainer:
+    """Model, tables, optimizers and data of one run.
+
+    Args:
+        config: the run.
+        store: the prepared data set.
+        run: its directory, or None to keep nothing (a dry run).
+        stop: says when to stop early.
+
+    Raises:
+        ValueError: the configuration does not fit the data set.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        store: Store,
+        run: RunDir | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.began = self._clock = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.config, self.store, self.run, self.stop = config, store, run, stop
+        self.options = config.train
+        self._check_monitor()
+        self.device = pick_device(self.options.device)
+        torch.manual_seed(self.options.seed)
+        self.inputs = model_inputs(store)
+        kind = models.get(config.model.kind)
+        features = kind.embeddings(config.model, self.inputs)
+        self.tables = EmbeddingTables(
+            features,
+            vocabularies(store, features),
+            table=config.table,
+            fields=config.fields,
+            budget=config.budget,
+            ratio=config.ratio,
+            optimizer=config.rows,
+            backend=config.backend,
+            seed=self.options.seed,
+            init=config.init,
+            device=self.device,
+            mini_batch_l2=config.mini_batch_l2,
+        )
+        if self.options.clip_norm is not None:
+            self.tables.require("clip")
+        self.model: CTRModel = kind(config.model, self.inputs, self.tables.dims).to(self.device)
+        # What a method learns beside rows (a projection) is trained like the network.
+        self.weights = [*self.model.parameters(), *self.tables.groups.parameters()]
+        self.optimizer = config.dense.build(self.weights)
+        self.state = State(lr_dense=config.dense.lr, lr_rows=config.rows.lr)
+        self.loader = Loader(
+            store,
+            "train",
+            self.options.batch_size,
+            shuffle=True,
+            seed=self.options.seed,
+            # One row alone has no batch statistics.
+            drop_last=store.schema.rows["train"] % self.options.batch_size == 1,
+        )
+        self.steps_per_epoch = self._limited(len(self.loader))
+
+    # -- training --------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Train until the last epoch or until patience ends, resuming if there is a checkpoint.
+
+        Raises:
+            Interrupted: asked to stop; a checkpoint is written.
+            ValueError: the loss is no longer finite.
+        """
+        if self.run is not None and self.run.last.exists():
+            self.load(self.run.last)
+            self.run.rewind(self.state.step - self.state.pending)
+            log.info("resuming at epoch %d, step %d", self.state.epoch + 1, self.state.step)
+        self._lap("build")
+        try:
+            while not self.state.finished:
+                if self.state.pending:
+                    self.evaluate()
+                else:
+                    self.advance()
+        except Interrupted:
+            self.save("last")
+            raise
+
+    def advance(self) -> None:
+        """Train up to the next evaluation."""
+        state, options = self.state, self.options
+        self.model.train()
+        self.tables.train()
+        title = f"epoch {state.epoch + 1}/{options.epochs}"
+        self.loader.set_position(state.epoch, state.batch)
+        with (
+            Progress(title, self.steps_per_epoch, state.batch) as progress,
+            closing(self.loader) as batches,
+        ):
+            begun = time.perf_counter()
+            loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
+            for batch in batches:
+                loss = self.train_step(batch)
+                loss_sum += loss.double() * len(batch.label)
+                self._count(len(batch.label))
+                checkpoint_due = _every(options.checkpoint_every, state.step)
+                stopping = self.stop()
+                look = stopping or state.pending or checkpoint_due or state.step % CHECK_EVERY == 0
+                if look:
+                    state.loss_sum = self._finite(loss_sum.item())
+                mean = state.loss_sum / state.loss_rows if look else None
+                progress.advance(len(batch.label), mean)
+                if look:
+                    now = time.perf_counter()
+                    state.seconds, begun = state.seconds + now - begun, now
+                if stopping:
+                    raise Interrupted
+                if state.pending:
+                    break
+                if checkpoint_due:
+                    self.save("last")
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Take one step on a batch and return its loss, a scalar."""
+        batch = batch.to(self.device)
+        self.optimizer.zero_grad()
+        self.tables.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
+            logits = self.model(batch.dense, *self.tables.lookup(batch.features))
+        loss = functional.binary_cross_entropy_with_logits(logits.float(), batch.label)
+        (loss + self.tables.penalty()).backward()
+        if self.options.clip_norm is not None:
+            self._clip(self.options.clip_norm)
+        self.optimizer.step()
+        self.tables.step()
+        return loss.detach()
+
+    def _clip(self, limit: float) -> None:
+        """Scale all gradients so that their common norm is at most `limit`."""
+        grads = [weight.grad for weight in self.weights if weight.grad is not None]
+        squares = [grad.square().sum() for grad in grads] + [self.tables.grad_square_sum()]
+        norm = torch.stack([square.to(self.device) for square in squares]).sum().sqrt()
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(factor)
+        self.tables.scale_grads(factor)
+
+    def _count(self, rows: int) -> None:
+        """Move the position behind the batch just trained on."""
+        state = self.state
+        state.batch, state.step = state.batch + 1, state.step + 1
+        state.rows, state.loss_rows = state.rows + rows, state.loss_rows + rows
+        epoch_ends = state.batch >= self.steps_per_epoch
+        if epoch_ends:
+            state.epoch, state.batch = state.epoch + 1, 0
+        state.pending = epoch_ends or _every(self.options.eval_every, state.step)
+
+    def _finite(self, loss_sum: float) -> float:
+        if math.isfinite(loss_sum):
+            return loss_sum
+        first = (self.state.step - 1) // CHECK_EVERY * CHECK_EVERY + 1
+        raise ValueError(
+            f"the loss became {loss_sum} between steps {first} and {self.state.step} "
+            f"(dense.lr {self.state.lr_dense:g}, rows.lr {self.state.lr_rows:g}); "
+            "lower the learning rates, or set train.clip_norm=10"
+        )
+
+    # -- evaluation ------------------------------------------------------------------------------
+
+    def evaluate(self) -> None:
+        """Measure on validation; keep the best, lower the learning rates, or finish."""
+        state = self.state
+        self._lap("train")
+        valid = self.measure("valid", self.predict)
+        value = valid[self.options.monitor]
+        if math.isnan(value):
+            raise ValueError(
+                f"train.monitor: {self.options.monitor} of the validation rows is undefined (one "
+                "label only); use train.monitor=logloss, or more validation rows"
+            )
+        sign = -1.0 if self.options.monitor == "logloss" else 1.0
+        gained = state.best is None or sign * (value - state.best) > MIN_GAIN
+        epoch = state.epoch + state.batch / self.steps_per_epoch
+        row = {"split": "valid", "epoch": round(epoch, 6), "step": state.step, **valid}
+        row |= {"train_loss": state.loss_sum / max(state.loss_rows, 1)}
+        row |= {"lr_dense": state.lr_dense, "lr_rows": state.lr_rows, "best": gained}
+        if gained:
+            state.best, state.best_epoch, state.best_step = value, row["epoch"], state.step
+            state.failures = 0
+        else:
+            state.failures += 1
+            self._reduce_lr()
+        state.pending, state.loss_sum, state.loss_rows = False, 0.0, 0
+        state.finished = (
+            state.epoch >= self.options.epochs or state.failures >= self.options.patience
+        )
+        log.info(_evaluation_line(row, state))
+        self._lap("evaluate")
+        if self.run is not None:
+            self.run.record(row)
+            if gained:
+                self.save("best")
+            self.save("last")
+
+    def measure(self, split: str, predict: Callable[[Batch], Tensor]) -> dict[str, float]:
+        """Return the metrics of a split.
+
+        Raises:
+            Interrupted: asked to stop.
+        """
+        options = self.options
+        return measure(
+            self.store, split, predict, options.eval_batch_size, options.limit_batches, self.stop
+        )
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Tensor:
+        """Return logits [B] of the tables as they are being trained."""
+        self.model.eval()
+        self.tables.eval()
+        batch = batch.to(self.device)
+        return self.model(batch.dense, *self.tables.lookup(batch.features))
+
+    def _reduce_lr(self) -> None:
+        rule = self.options.reduce_lr
+        if rule is not None:
+            self.state.lr_dense = max(self.state.lr_dense * rule.factor, rule.min_lr)
+            self.state.lr_rows = max(self.state.lr_rows * rule.factor, rule.min_lr)
+            self._apply_lr()
+
+    def _apply_lr(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.state.lr_dense
+        self.tables.set_lr(self.state.lr_rows)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def finish(self) -> dict[str, Any]:
+        """Pack the best tables, measure what was packed, and write the summary.
+
+        Raises:
+            Interrupted: asked to stop; the same command does this last part again.
+        """
+        assert self.run is not None
+        state = self.state
+        self._lap("train")
+        self._load_weights(checkpoint.load(self.run.best)[0])
+        save(self.run.model, self.model, self.config.model, self.inputs, self.tables)
+        served = PackedModel.load(self.run.model)
+        self._lap("pack")
+        measured = {split: self.measure(split, served) for split in ("valid", "test")}
+        self._lap("evaluate")
+        summary = {
+            **measured,
+            "monitor": self.options.monitor,
+            "epoch": state.best_epoch,
+            "step": state.best_step,
+            "epochs_trained": state.epoch + state.batch / self.steps_per_epoch,
+            "seed": self.options.seed,
+            "model": self.config.model.kind,
+            "table": str(self.config.table),
+            "budget": self.config.budget,
+            "ratio": self.config.ratio,
+            "bytes": {**asdict(self.tables.bytes()), "file": served.tables.file_bytes},
+            "parameters": self.parameters(),
+            "rows": self.store.schema.rows,
+            "rows_per_second": state.rows / state.seconds if state.seconds else None,
+            "seconds": {**self.seconds, "total": sum(self.seconds.values())},
+            "peak_memory_bytes": peak_memory(),
+            "tables": self.tables.report(),
+        }
+        self.run.finish(summary)
+        return summary
+
+    def parameters(self) -> dict[str, int]:
+        """Return the numbers that are trained: in tables (rows) and in the network."""
+        rows = self.tables.store.tables.values()
+        return {
+            "tables": sum(table.rows * table.dim for table in rows),
+            "network": sum(weight.numel() for weight in self.model.parameters()),
+        }
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def save(self, name: str) -> None:
+        """Write checkpoints/<name>.safetensors."""
+        if self.run is None:
+            return
+        tensors = {
+            **checkpoint.under("model", self.model.state_dict()),
+            **checkpoint.under("tables", self.tables.training_state()),
+            **checkpoint.under("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
+            "rng/cpu": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        file = self.run.best if name == "best" else self.run.last
+        values = {
+            "state": asdict(self.state),
+            "seconds": self.seconds,
+            "inputs": asdict(self.inputs),
+        }
+        checkpoint.save(file, tensors, values)
+
+    def load(self, file: Path) -> None:
+        """Continue from a checkpoint."""
+        tensors, values = checkpoint.load(file)
+        for stage, seconds in values["seconds"].items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.state = State(**values["state"])
+        self._load_weights(tensors)
+        checkpoint.load_optimizer_tensors(self.optimizer, checkpoint.taken("optimizer", tensors))
+        self._apply_lr()
+        torch.set_rng_state(tensors["rng/cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+
+    def _load_weights(self, tensors: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(checkpoint.taken("model", tensors))
+        self.tables.load_training_state(checkpoint.taken("tables", tensors))
+
+    # -- small things ----------------------------------------------------------------------------
+
+    def _check_monitor(self) -> None:
+        if self.options.monitor == "gauc" and self.store.schema.group is None:
+            raise ValueError(
+                "train.monitor: gauc needs group ids, and the data source "
+                f"{self.config.data.kind!r} names no group; use train.monitor=auc"
+            )
+
+    def _limited(self, batches: int) -> int:
+        limit = self.options.limit_batches
+        return batches if limit is None else min(limit, batches)
+
+    def _lap(self, stage: str) -> None:
+        """Book the time since the last lap under a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._clock
+        self._clock = now
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for.
+
+    Raises:
+        ValueError: cuda is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("train.device: cuda is not available here; use train.device=cpu")
+    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def peak_memory() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _every(period: int | None, step: int) -> bool:
+    return period is not None and step % period == 0
+
+
+def _evaluation_line(row: dict[str, Any], state: State) -> str:
+    parts = [
+        f"epoch {row['epoch']:g}",
+        f"step {row['step']}",
+        f"train loss {row['train_loss']:.5f}",
+    ]
+    parts += [f"{name} {row[name]:.5f}" for name in ("auc", "logloss", "gauc") if name in row]
+    parts.append("best" if row["best"] else f"no gain ({state.failures})")
+    return "  ".join(parts)

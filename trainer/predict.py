@@ -1,0 +1,107 @@
+"""One file that predicts: packed tables, network weights and what is needed to build the model.
+
+It reads a batch and gives logits, without the training data and without the training code.
+Shape letters: B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from embtables import EmbeddingTables, PackedTables
+from models.base import CTRModel, InputField, Inputs, ModelConfig, models
+
+if TYPE_CHECKING:
+    from data.batch import Batch
+
+FORMAT = 1
+
+
+class PackedModel:
+    """A trained model on packed tables.
+
+    Args:
+        model: the network.
+        tables: its embedding tables in the form that is served.
+        inputs: the columns that the model reads.
+    """
+
+    def __init__(self, model: CTRModel, tables: PackedTables, inputs: Inputs) -> None:
+        self.model = model.eval()
+        self.tables = tables
+        self.inputs = inputs
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return logits [B]; the probability of a click is their sigmoid."""
+        return self.model(batch.dense, *self.tables.lookup(batch.features))
+
+    @classmethod
+    def load(cls, file: str | Path) -> PackedModel:
+        """Read a file that training (``RUN/model.safetensors``) or ``embtables export`` wrote.
+
+        Raises:
+            ValueError: the file is something else, or of a newer format.
+        """
+        with safe_open(file, framework="pt") as stored:
+            about = json.loads((stored.metadata() or {}).get("embtables_model", "{}"))
+            if about.get("format") != FORMAT:
+                raise ValueError(
+                    f"{file}: not an exported model of format {FORMAT}; "
+                    "write one with: embtables export RUN"
+                )
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        return cls._build(about, tensors)
+
+    @classmethod
+    def _build(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> PackedModel:
+        tables = PackedTables.from_tensors(_taken("tables/", tensors), about["tables"])
+        fields = tuple(InputField(**field) for field in about["inputs"]["fields"])
+        inputs = Inputs(tuple(about["inputs"]["numeric"]), fields)
+        kind = models.get(about["model"]["kind"])
+        model = kind(kind.Config(**about["model"]), inputs, tables.dims)
+        model.load_state_dict(_taken("model/", tensors))
+        return cls(model, tables, inputs)
+
+
+def save(
+    file: Path, model: CTRModel, config: ModelConfig, inputs: Inputs, tables: EmbeddingTables
+) -> None:
+    """Pack the tables and write everything that predicts into one safetensors file.
+
+    Args:
+        file: where to; replaced only when the new one is whole.
+        model: the network.
+        config: its options.
+        inputs: the columns it reads.
+        tables: its trained tables.
+    """
+    packed, plan = tables.pack_tensors()
+    stored = {f"tables/{name}": tensor for name, tensor in packed.items()}
+    for name, tensor in model.state_dict().items():
+        stored[f"model/{name}"] = tensor.detach().cpu().contiguous()
+    about = {
+        "format": FORMAT,
+        "model": config.model_dump(mode="json"),
+        "inputs": asdict(inputs),
+        "tables": plan,
+    }
+    temporary = file.with_name(f".{file.name}.part")
+    save_file(stored, temporary, metadata={"embtables_model": json.dumps(about)})
+    temporary.replace(file)
+
+
+def _taken(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

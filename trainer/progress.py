@@ -1,0 +1,86 @@
+"""Progress of a run: one live line on a terminal, a plain line now and then otherwise."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+log = logging.getLogger("embtables")
+
+PLAIN_EVERY = 30.0
+"""Seconds between two plain lines."""
+
+
+class Progress:
+    """Shows where a stage of `total` steps stands; use it as a context manager.
+
+    Args:
+        title: what is going on, such as ``epoch 3/10``.
+        total: number of steps of the stage.
+        done: steps that were done before (a resumed run).
+        console: where to; standard error by default. `rich` honours NO_COLOR.
+    """
+
+    def __init__(
+        self, title: str, total: int, done: int = 0, console: Console | None = None
+    ) -> None:
+        self.title = title
+        self.total = total
+        self._first = self._done = done
+        self._rows = 0
+        self._loss = float("nan")
+        self._console = console or Console(stderr=True)
+        live = self._console.is_terminal
+        self._live = (
+            Live(console=self._console, transient=True, refresh_per_second=4) if live else None
+        )
+
+    def __enter__(self) -> Progress:
+        self._start = self._shown = time.monotonic()
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def advance(self, rows: int, loss: float | None = None) -> None:
+        """Count one step of that many rows; `loss` is the newest known loss."""
+        self._done += 1
+        self._rows += rows
+        self._loss = self._loss if loss is None else loss
+        if self._live:
+            self._live.update(Text(self.line()))
+        elif time.monotonic() - self._shown >= PLAIN_EVERY:
+            self._shown = time.monotonic()
+            log.info(self.line())
+
+    def line(self) -> str:
+        """Return the line: title, steps, loss, rows per second, time left."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        steps = self._done - self._first
+        left = seconds / steps * (self.total - self._done) if steps else float("nan")
+        parts = [self.title, f"step {self._done}/{self.total}"]
+        if self._loss == self._loss:
+            parts.append(f"loss {self._loss:.4f}")
+        parts.append(f"{self._rows / seconds:,.0f} rows/s")
+        if left == left:
+            parts.append(f"{_clock(left)} left")
+        return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,228 @@
+"""The run directory: everything that a run is told, sees and finds, and one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.overrides import differences, read_preset
+
+_LOGGERS = ("embtables", "data")
+_PACKAGES = ("embtables", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "polars")
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Return 8 hex digits that name a resolved configuration."""
+    text = json.dumps(config, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def default_path(recipe: str, config: dict[str, Any]) -> Path:
+    """Return ``runs/<recipe>-<hash of the configuration>``."""
+    return Path("runs") / f"{recipe.replace('/', '-')}-{config_hash(config)}"
+
+
+class RunDir:
+    """A locked run directory; use it as a context manager.
+
+    Layout: config.yaml (resolved), env.json, metrics.jsonl, summary.json (when finished), log.txt,
+    model.safetensors (packed, when finished), checkpoints/{last,best}.safetensors.
+
+    Args:
+        path: the directory, made if it does not exist.
+        config: the resolved configuration as plain values.
+        fresh: throw away what an earlier run left.
+
+    Raises:
+        ValueError: the directory belongs to a run of another configuration (the message says in
+            what), holds something else, or is in use by another process.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], *, fresh: bool = False) -> None:
+        self.path = path
+        self.last = path / "checkpoints" / "last.safetensors"
+        self.best = path / "checkpoints" / "best.safetensors"
+        self.model = path / "model.safetensors"
+        self._config = config
+        self._fresh = fresh
+        self._handler: logging.Handler | None = None
+
+    def __enter__(self) -> RunDir:
+        stored = self.path / "config.yaml"
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
+            raise ValueError(f"{self.path}: not empty and not a run; choose another --run-dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        try:
+            if self._fresh:
+                self._clear()
+            if stored.exists() and self.last.exists():
+                self._refuse_other(read_preset(stored))
+            else:
+                _write(stored, yaml.safe_dump(self._config, sort_keys=False))
+            _write(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+            self._handler = logging.FileHandler(self.path / "log.txt")
+        except BaseException:
+            self._unlock()
+            raise
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for name in _LOGGERS:
+            logging.getLogger(name).addHandler(self._handler)
+            logging.getLogger(name).setLevel(logging.INFO)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handler is not None:
+            for name in _LOGGERS:
+                logging.getLogger(name).removeHandler(self._handler)
+            self._handler.close()
+        self._unlock()
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return the summary of a finished run, or None."""
+        file = self.path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, which makes the run a finished one."""
+        _write(self.path / "summary.json", json.dumps(_plain(summary), indent=2) + "\n")
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(_plain(row)) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl written after a step, which will be trained again."""
+        file = self.path / "metrics.jsonl"
+        if file.exists():
+            lines = file.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            _write(file, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+    def _lock(self) -> None:
+        self._lock_file = (self.path / "lock").open("a+")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock_file.seek(0)
+            holder = self._lock_file.read().strip() or "unknown"
+            self._lock_file.close()
+            raise ValueError(
+                f"{self.path}: in use by process {holder}; wait for it or choose another --run-dir"
+            ) from None
+        self._lock_file.truncate(0)
+        self._lock_file.write(str(os.getpid()))
+        self._lock_file.flush()
+
+    def _unlock(self) -> None:
+        self._lock_file.close()
+
+    def _clear(self) -> None:
+        for item in self.path.iterdir():
+            if item.is_dir():
+                shutil.rmtree(item)
+            elif item.name != "lock":
+                item.unlink()
+
+    def _refuse_other(self, stored: dict[str, Any]) -> None:
+        changed = differences(stored, self._config)
+        if changed:
+            lines = "\n".join(f"  {line}" for line in changed)
+            raise ValueError(
+                f"{self.path}: holds a run of another configuration\n{lines}\n"
+                "Give another --run-dir, or --fresh to throw the old run away."
+            )
+
+
+def packed_model(path: Path) -> Path:
+    """Return the file of the packed model of a finished run.
+
+    Raises:
+        ValueError: there is no run, or it is not finished.
+    """
+    if not (path / "config.yaml").exists():
+        raise ValueError(f"{path}: no run here; give the directory that embtables train printed")
+    if not (path / "summary.json").exists():
+        raise ValueError(f"{path}: not finished; the same embtables train command resumes it")
+    return path / "model.safetensors"
+
+
+def environment() -> dict[str, Any]:
+    """Return what a number depends on besides the configuration: versions, code, machine."""
+    import torch
+
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        **_git(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": " ".join(sys.argv),
+    }
+
+
+def _git() -> dict[str, Any]:
+    """Return commit and dirty flag of the source tree, None outside a git work tree."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "--verify", "--quiet", "HEAD") or None,
+            "dirty": bool(git("status", "--porcelain")),
+        }
+    except FileNotFoundError:
+        return {"commit": None, "dirty": None}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _plain(value: Any) -> Any:
+    """Return the value with NaN and infinity as None, so that every JSON reader takes it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(file)
