@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint setup clean
 
 demo: setup  ## train AutoInt on synthetic data with five tables; ends with a table and a plot
-	$(BIN)/python bench/demo.py
+	$(BIN)/python -m bench.demo
 
 test: setup  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
