@@ -36,7 +36,7 @@ class SplitConfig(Config):
 class SourceConfig(Config):
     """Options that every source has."""
 
-    kind: str
+    kind: Any
     root: Path | None = Field(default=None, description="folder of the raw files")
     store: Path = Field(
         default=Path("prepared"), description="folder that prepared data sets are kept in"
@@ -82,7 +82,7 @@ class Source(ABC):
     """
 
     Config: ClassVar[type[SourceConfig]]
-    group_name: ClassVar[str | None] = None
+    group_name: str | None = None
 
     def __init__(self, config: Any) -> None:
         self.config = config

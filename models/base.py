@@ -44,7 +44,9 @@ class Inputs:
 
 
 class ModelConfig(Config):
-    """Options that every model has; a model's own Config adds `kind`, the name of its file."""
+    """Options that every model has."""
+
+    kind: Any
 
     dim: int = Field(16, ge=1, description="embedding width asked of the tables")
 

@@ -30,11 +30,7 @@ from trainer.recipes import find_recipe
 from trainer.validation import validate
 
 if TYPE_CHECKING:
-    DataConfig = SourceConfig
-
-    class AnyModelConfig(ModelConfig):  # noqa: D101 - what all members of the union have
-        kind: str
-
+    DataConfig, AnyModelConfig = SourceConfig, ModelConfig
 else:
     DataConfig = sources.config_union()
     AnyModelConfig = models.config_union()

@@ -1,0 +1,151 @@
+"""What the csv and parquet sources share: columns declared in the configuration."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from data.hashing import MISSING
+from data.rows import Rows
+from data.schema import SPLITS, Column
+from data.source import Chunk, Source, SourceConfig, SplitConfig
+
+
+class DeclaredColumn(Column):
+    """A column of the file, by its name there."""
+
+    type: Literal["string", "integer", "hex"] | None = Field(
+        default=None, description="what an id is; default: as in the file, in text a string"
+    )
+    separator: str | None = Field(
+        default=None, description="multi, sequence: stands between the values of a cell of text"
+    )
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> DeclaredColumn:
+        jagged = self.kind in ("multi", "sequence")
+        if self.separator is not None and not (jagged and self.separator):
+            raise ValueError(
+                f"column {self.name!r}: only a multi or sequence column has a separator"
+            )
+        if self.type is not None and self.kind == "numeric":
+            raise ValueError(f"column {self.name!r}: a numeric column has no type of id")
+        return self
+
+
+class GenericConfig(SourceConfig):
+    """Options of a source with declared columns."""
+
+    columns: tuple[DeclaredColumn, ...] = Field(description="what the model may read")
+    label: str = Field(default="label", description="column of the label, 0 or 1")
+    group: str | None = Field(default=None, description="column that groups rows, for GAUC")
+    day: str | None = Field(default=None, description="column of whole numbers (or dates): time")
+    day_length: int = Field(default=1, ge=1, description="how much of `day` a day is, as 86400")
+    files: tuple[str, ...] = Field(default=(), description="below root, in time order")
+    train: tuple[str, ...] = Field(default=(), description="files of a fixed split, instead")
+    valid: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fixed_by_files(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("train"):
+            return {"split": SplitConfig(kind="fixed"), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GenericConfig:
+        if bool(self.files) == bool(self.train):
+            raise ValueError("give either `files`, or `train` with `valid` and `test`")
+        if bool(self.train) != (self.split.kind == "fixed"):
+            raise ValueError(
+                f"split.kind={self.split.kind} does not fit: `train`, `valid` and `test` files are "
+                "split.kind=fixed; `files` are split by random, last_day or last_seventh"
+            )
+        return self
+
+
+class GenericSource(Source):
+    """Rows of declared columns; a subclass says how files are named and read."""
+
+    def __init__(self, config: GenericConfig) -> None:
+        super().__init__(config)
+        self.group_name = config.group
+
+    def columns(self) -> tuple[Column, ...]:
+        """Return the columns as declared."""
+        options = set(Column.model_fields)
+        return tuple(Column(**c.model_dump(include=options)) for c in self.config.columns)
+
+    def inputs(self) -> list[Path]:
+        """Return the files, those of the training split first."""
+        return [path for path, _ in self._files()]
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the rows, one chunk a block of a file."""
+        for path, split in self._files():
+            for chunk in self._read(path, self._wanted()):
+                if split is not None:
+                    chunk.split = np.full(len(chunk.label), split, np.uint8)
+                yield chunk
+
+    @abstractmethod
+    def _find(self, names: Sequence[str]) -> list[Path]:
+        """Return the files of these names below root."""
+
+    @abstractmethod
+    def _read(self, path: Path, wanted: list[str]) -> Iterator[Chunk]:
+        """Yield the wanted columns of a file, each block by `_parse`."""
+
+    def _files(self) -> list[tuple[Path, int | None]]:
+        config = self.config
+        if config.files:
+            return [(path, None) for path in self._find(config.files)]
+        return [
+            (path, number)
+            for number, split in enumerate(SPLITS)
+            for path in self._find(getattr(config, split))
+        ]
+
+    def _wanted(self) -> list[str]:
+        config = self.config
+        extra = [name for name in (config.label, config.group, config.day) if name]
+        return list(dict.fromkeys([*(column.name for column in config.columns), *extra]))
+
+    def _parse(self, rows: Rows) -> Chunk:
+        config = self.config
+        chunk = Chunk(rows.labels(config.label))
+        for column in config.columns:
+            if column.kind == "numeric":
+                chunk.numeric[column.name] = rows.numbers(column.name)
+            elif column.kind == "categorical":
+                chunk.single[column.name] = _keys(rows, column)
+            else:
+                chunk.jagged[column.name] = _lists(rows, column)
+        if config.group is not None:
+            chunk.group = _keys(rows, DeclaredColumn(name=config.group, kind="categorical"))
+        if config.day is not None:
+            times = rows.integers(config.day)
+            rows.expect(config.day, times == MISSING, "a whole number")
+            chunk.day = times // config.day_length
+        return chunk
+
+
+def _keys(rows: Rows, column: DeclaredColumn) -> np.ndarray:
+    """Return the raw keys [n] of a column of one id."""
+    name = column.name
+    kind = column.type or ("integer" if rows.frame[name].dtype.is_numeric() else "string")
+    if kind == "integer":
+        return rows.integers(name)
+    return rows.hexadecimals(name) if kind == "hex" else rows.strings(name)
+
+
+def _lists(rows: Rows, column: DeclaredColumn) -> tuple[np.ndarray, np.ndarray]:
+    """Return (raw keys [m], lengths [n]) of a multi or sequence column."""
+    return rows.lists(column.name, column.separator, partial(_keys, column=column))
