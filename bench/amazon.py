@@ -1,6 +1,6 @@
 """Does DIN's attention beat the mean of the history, in GAUC, with both kinds of negatives?
 
-    python -m bench.amazon DIR [--jobs 2]
+python -m bench.amazon DIR [--jobs 2]
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def arguments(description: str, needs_data: bool = True) -> argparse.ArgumentPar
     if needs_data:
         parser.add_argument("root", type=Path, help="folder of the raw data")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; cores are divided")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, help="of each run; default: cores / jobs")
     parser.add_argument("--runs", type=Path, default=Path("runs/bench"), help="run directories")
     return parser
 
@@ -54,15 +55,13 @@ def arguments(description: str, needs_data: bool = True) -> argparse.ArgumentPar
 def run_cells(question: str, cells: Sequence[Cell], options: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, print the table, write ``results/<question>.json`` and return it."""
     pairs = [(cell, seed) for cell in cells for seed in range(options.seeds)]
-    folders = [
-        options.runs / question / f"{_slug(cell.name)}-seed{seed}" for cell, seed in pairs
-    ]
+    folders = [options.runs / question / f"{_slug(cell.name)}-seed{seed}" for cell, seed in pairs]
     root = [f"data.root={options.root.resolve()}"] if hasattr(options, "root") else []
 
     def run(pair: tuple[Cell, int], folder: Path) -> dict[str, Any]:
         cell, seed = pair
         overrides = [*root, *cell.overrides, f"train.seed={seed}"]
-        return _run(cell.recipe, overrides, folder, options.jobs)
+        return _run(cell.recipe, overrides, folder, options)
 
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = list(pool.map(run, pairs, folders))
@@ -97,14 +96,16 @@ def print_table(cells: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _run(recipe: str, overrides: Sequence[str], folder: Path, jobs: int) -> dict[str, Any]:
+def _run(
+    recipe: str, overrides: Sequence[str], folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
     summary = folder / "summary.json"
     if not summary.exists():
         command = ["train", recipe, *overrides, "--run-dir", str(folder)]
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
         done = subprocess.run(
             [str(Path(sys.executable).with_name("embtables")), *command],
-            env={**os.environ, "OMP_NUM_THREADS": threads},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             capture_output=True,
             text=True,
             check=False,

@@ -86,17 +86,29 @@ def _plot(runs: dict[str, dict[str, Any]], best: float) -> Figure:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(best, color="0.6", linestyle="--", linewidth=1)
-    axes.annotate("best possible", (1, best), xycoords=("axes fraction", "data"), ha="right",
-                  xytext=(-4, 3), textcoords="offset points", color="0.4")
+    axes.annotate(
+        "best possible",
+        (1, best),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        xytext=(-4, 3),
+        textcoords="offset points",
+        color="0.4",
+    )
     # Names in order of AUC, so that labels of neighbours at equal bytes do not overlap.
     ranked = sorted(runs.items(), key=lambda run: run[1]["test"]["auc"])
     for rank, (name, run) in enumerate(ranked):
         megabytes, auc = run["bytes"]["file"] / 1e6, run["test"]["auc"]
         axes.scatter(megabytes, auc, s=50, zorder=3)
         side = -1 if name == "full" else 1
-        axes.annotate(f"{name}  {auc:.4f}", (megabytes, auc), va="center",
-                      ha="right" if side < 0 else "left", xytext=(9 * side, 0 * rank),
-                      textcoords="offset points")
+        axes.annotate(
+            f"{name}  {auc:.4f}",
+            (megabytes, auc),
+            va="center",
+            ha="right" if side < 0 else "left",
+            xytext=(9 * side, 0 * rank),
+            textcoords="offset points",
+        )
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.12)
     axes.set_xlabel("bytes of the packed tables (MB)")

@@ -1,4 +1,4 @@
-"""Does a full table reach the best possible AUC on two million synthetic rows, and what is lost below it?
+"""Does a full table reach the best AUC possible on two million rows, and what is lost below it?
 
     python -m bench.synthetic [--jobs 2]
 

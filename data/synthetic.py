@@ -1,19 +1,20 @@
 """Criteo-shaped clicks from planted logits, so that the best reachable AUC and logloss are known.
 
-26 categorical fields with Criteo's cardinalities times a factor, Zipf ids and Criteo's missing shares;
-13 heavy-tailed integers; days with drifting popularity and new ids. Each number of a row is a hash of
-(seed, row, what it is for), so any slice of the rows can be made alone, in any chunks, at any length.
+26 categorical fields with Criteo's cardinalities times a factor, power-law ids and Criteo's missing
+shares; 13 heavy-tailed integers; days with drifting popularity and new ids. Each number of a row is a
+hash of (seed, row, what it is for), so any slice of the rows can be made alone, in any chunks.
 
 The planted logit of a row is the sum of
 - an effect of each id: its own part and a part it shares with the other ids of its latent cluster;
 - an effect of the clusters of some pairs of fields;
 - a linear effect of each integer's standardised log1p;
 - with `history`, the share of past items that belong to the candidate's cluster;
-scaled to one standard deviation and shifted to one click rate. Effects are hashes of ids, not tables.
-An id expected in less than about `LEARNABLE` rows fades: what no table could learn is not planted.
+scaled to one standard deviation and shifted to one click rate. Effects are hashes of ids, not tables,
+so memory does not grow with the cardinalities. An id expected in fewer than about `LEARNABLE` rows
+fades, a missing value has no effect: what no table could learn from the rows is not planted.
 
-C3 ("user") and C4 ("item") hold co-clusters: most rows pair a user and an item of one cluster, and the
-pair of clusters has an effect, so a graph of (C3, C4) edges tells what the labels tell.
+C3 ("user") and C4 ("item") hold co-clusters: most rows pair a user and an item of one cluster, and
+the pair of clusters has an effect, so a graph of (C3, C4) edges tells what the labels tell.
 
 Shape letters: n rows of a chunk, R ids of a field, H ids of the histories of a chunk.
 """
@@ -40,7 +41,7 @@ PILOT = 1 << 15
 """Rows that tell spread and mean of the planted logits."""
 
 CLICK_RATE = 0.25
-SPREAD = 1.4
+SPREAD = 1.5
 """Standard deviation of the planted logits."""
 
 LEARNABLE = 200
@@ -79,13 +80,15 @@ PAIRS = ((USER, ITEM), (2, 25), (5, 8), (6, 14), (17, 23))
 """Fields whose clusters interact: each cluster has `RANK` latent factors, as in an FM."""
 
 FLAT = 0.02
-"""Offset of the power law of popularity, as a share of the ids alive."""
+"""Offset of the power law of popularity, as a share of the ids alive: so many ids of the head are
+nearly alike, and when a hash joins two of them both lose."""
 
 OWN, SHARED = 0.85**0.5, 0.15**0.5
 """Weights of the two parts of an id's effect."""
 
-LARGE, PAIR, NUMERIC, RELEVANCE = 2.0, 0.8, 0.3, 8.0
-"""Weights of a pair's effect, an integer's and the history's, where that of an id is 1."""
+LARGE, PAIR, NUMERIC, RELEVANCE = 1.6, 0.8, 0.3, 8.0
+"""Weights of an id's effect in a drifting field, of a pair's, an integer's and the history's, where
+that of an id in any other field is 1."""
 
 DRIFTING = 1000
 """Fields of at least so many ids have new ones every day."""
@@ -233,7 +236,7 @@ class IdField:
         return np.where(moved < self.ids, moved, ids)
 
     def _turn(self, ids: np.ndarray) -> np.ndarray:
-        return _hashed(ids >> 4, salt(self.seed, _CLUSTER + self.number)).view(np.int64)
+        return _hashed(ids // CLUSTERS, salt(self.seed, _CLUSTER + self.number)).view(np.int64)
 
     def strength(self, ids: np.ndarray) -> np.ndarray:
         """Return [n] shares of an effect that are planted: less for rare ids, none for a missing."""
@@ -265,7 +268,11 @@ class SyntheticConfig(SourceConfig):
     scale: float = Field(default=0.001, gt=0, description="factor on Criteo's cardinalities")
     seed: int = Field(default=0, ge=0)
     days: int = Field(default=10, ge=1, description="the rows are spread over them in order")
-    zipf: float = Field(default=1.1, ge=0, description="exponent of the popularity of ids")
+    zipf: float = Field(
+        default=2.5,
+        ge=0,
+        description="exponent of the power law of ids: 0 makes all alike",
+    )
     missing: float = Field(default=1.0, ge=0, description="factor on Criteo's missing shares")
     history: bool = Field(default=False, description="add a sequence of past ids of C4")
     vocabulary: Literal["closed", "open"] = "closed"
@@ -383,7 +390,13 @@ class Synthetic(Source):
             columns.append(np.where(known, value, np.nan))
         return columns
 
-    def _history(self, random: Random, day: np.ndarray, candidate, score: np.ndarray):
+    def _history(
+        self,
+        random: Random,
+        day: np.ndarray,
+        candidate: tuple[np.ndarray, np.ndarray],
+        score: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return past ids [H] and lengths [n], and add the effect of their relevance to the scores."""
         item = self.fields[ITEM - 1]
         cluster, strength = candidate

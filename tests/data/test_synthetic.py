@@ -42,7 +42,7 @@ def _arrays(chunk):
         yield from [(f"{name}.values", values), (f"{name}.lengths", lengths)]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     cuts=st.lists(st.integers(1, 4999), max_size=4),
     seed=st.integers(0, 2**40),
@@ -110,16 +110,27 @@ def test_missing_shares_and_click_rate():
     assert all((values != MISSING).all() for values in none.single.values())
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.8, 1.0, 1.1, 2.0])
-def test_ranks_follow_the_power_law(exponent):
+@pytest.mark.parametrize("offset", [0, 7.5])
+@pytest.mark.parametrize("exponent", [0.0, 0.8, 1.0, 1.1, 2.5])
+def test_ranks_follow_the_power_law(exponent, offset):
+    law = synthetic.PowerLaw(50, exponent, offset)
     uniform = (np.arange(200_000) + 0.5) / 200_000
-    counts = np.bincount(synthetic.zipf(uniform, 50, exponent), minlength=50)
-    edges = np.arange(1, 52, dtype=float)
+    counts = np.bincount(law.ranks(uniform), minlength=50)
+    edges = np.arange(1, 52) + offset
     mass = np.log(edges) if exponent == 1 else edges ** (1 - exponent) / (1 - exponent)
-    law = np.diff(mass) / (mass[-1] - mass[0])
-    np.testing.assert_allclose(counts / 200_000, law, atol=1e-5)
-    rank_one = synthetic.zipf_head(50, exponent)
-    assert rank_one == pytest.approx(1 / (mass[-1] - mass[0]), rel=1e-9)
+    np.testing.assert_allclose(counts / 200_000, np.diff(mass) / (mass[-1] - mass[0]), atol=1e-5)
+    fine = np.arange(0, 50, 0.001) + 0.0005
+    assert law.density(fine).mean() * 50 == pytest.approx(1, rel=1e-4)
+
+
+def test_rare_ids_have_faded_effects():
+    field = _make(rows=100_000, scale=0.01).fields[11]
+    ids = np.array([0, 10, 100, field.core, field.ids - 1, -1])
+    strength = field.strength(ids)
+    assert (np.diff(strength) < 0).all()
+    assert strength[-1] == 0
+    expected = 100_000 * field.popularity.density(ids[:-1])
+    np.testing.assert_allclose(strength[:-1], expected / (expected + synthetic.LEARNABLE))
 
 
 def test_the_planted_probabilities_are_those_of_the_labels():
