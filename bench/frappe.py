@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from bench.common import Cell, arguments, run_cells
 
-BARS = {"deepfm": 0.9842, "dcnv2": 0.9845, "dlrm": 0.9840, "autoint": 0.9831, "autoint_plus": 0.9848}
+BARS = {
+    "deepfm": 0.9842,
+    "dcnv2": 0.9845,
+    "dlrm": 0.9840,
+    "autoint": 0.9831,
+    "autoint_plus": 0.9848,
+}
 # Attention over ten fields of 128 numbers takes a CPU hours in float32.
 BFLOAT16 = ("autoint", "autoint_plus")
 

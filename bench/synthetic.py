@@ -13,8 +13,16 @@ from bench.common import RESULTS, Cell, arguments, run_cells
 from trainer.config import load_config
 from trainer.datasets import open_store
 
-DATA = ("data.rows=2000000", "data.scale=0.008")
-DCNV2 = (*DATA, "model.kind=dcnv2", "model.hidden=[256,128]", "train.batch_size=4096")
+DATA = ("data.rows=2000000", "data.scale=0.004")
+DCNV2 = (
+    *DATA,
+    "model.kind=dcnv2",
+    "model.cross_layers=2",
+    "model.hidden=[256,128]",
+    "train.batch_size=4096",
+    "train.epochs=3",
+    "train.bfloat16=true",
+)
 SMALL = ("full", "hash", "qr", "multiplex")
 
 if __name__ == "__main__":

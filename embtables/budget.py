@@ -8,6 +8,7 @@ share, each takes its square root, so that together they shrink a table by the s
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ def parse_bytes(value: int | float | str) -> int:
     Raises:
         ValueError: not a size, or not positive.
     """
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", str(value))
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", str(value))
     unit = match[2].upper() if match else ""
     if not match or (unit and unit not in UNITS):
         raise ValueError(f"{value!r} is not a size in bytes; write e.g. 500000, 10MB or 2GiB")
@@ -189,12 +190,15 @@ def _place(tables: Sequence[Table], config: TableConfig, share: float, narrows: 
     stored = width.widths(config.width, tables, each if follows else 1.0)
     tables = [table.narrowed(value) for table, value in zip(tables, stored, strict=True)]
     places = sharing.allocate(config.sharing, tables, each)
-    plain = [table for table in tables if table.name not in places]
     full = sharings.get("full")
-    places |= full.allocate(full.Config(), plain, 1.0)
+    closed = [table for table in tables if not table.open or table.name not in places]
+    rows = full.allocate(full.Config(), closed, 1.0)
     as_full = config.model_copy(update={"sharing": full.Config()})
-    shared = {table.name for table in tables} - {table.name for table in plain}
-    return {
-        table.name: Placed(table, config if table.name in shared else as_full, places[table.name])
-        for table in tables
-    }
+    plain = {table.name: Placed(table, as_full, rows[table.name]) for table in closed}
+    asked = {t.name: Placed(t, config, places[t.name]) for t in tables if t.name in places}
+    users = Counter(name for one in asked.values() for name in {row.name for row in one.places})
+    for name, own in plain.items():
+        if name in asked and all(users[row.name] == 1 for row in asked[name].places):
+            # A row's own bytes (a scale) can cost more than shorter or fewer rows save.
+            asked |= {name: min(asked[name], own, key=lambda one: plan_bytes({name: one}))}
+    return plain | asked

@@ -249,9 +249,9 @@ def _axis(registry: Registry[Any]) -> Any:
     def read(value: Any) -> Any:
         if isinstance(value, Config):
             return value
-        options = {"kind": value} if isinstance(value, str) else dict(value)
-        if "kind" not in options:
-            raise ValueError(f'say which {registry.what}: "kind" is missing')
+        options = {"kind": value} if isinstance(value, str) else value
+        if not isinstance(options, dict) or not isinstance(options.get("kind"), str):
+            raise ValueError(f'say which {registry.what}: "kind" is missing (got {value!r})')
         method = registry.get(options["kind"]).Config
         try:
             return method.model_validate(options)
@@ -281,9 +281,9 @@ def _problems(kind: str, method: type[Config], error: ValidationError) -> str:
 class TableConfig(Config):
     """One method of each axis: what a table is made of."""
 
-    sharing: _axis(sharings) = Field("full", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
-    width: _axis(widths) = Field("uniform", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
-    precision: _axis(precisions) = Field("fp32", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
+    sharing: _axis(sharings) = Field(default="full", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
+    width: _axis(widths) = Field(default="uniform", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
+    precision: _axis(precisions) = Field(default="fp32", validate_default=True)  # pyright: ignore[reportInvalidTypeForm]
 
     @model_validator(mode="before")
     @classmethod
@@ -344,7 +344,10 @@ def _call(part: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = option.partition("=")
         if not equals:
             raise ValueError(f"{part!r}: expected option=value, got {option.strip()!r}")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{part!r}: cannot read {value.strip()!r} as a value") from None
     return kind.strip(), options
 
 

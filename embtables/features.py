@@ -56,6 +56,10 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"a vocabulary needs at least one row, got {self.rows}")
+        if self.oov is not None and not 0 <= self.oov < self.rows:
+            raise ValueError(
+                f"oov row {self.oov} is outside the vocabulary's rows (0 .. {self.rows - 1})"
+            )
 
 
 def by_name(features: Sequence[Feature]) -> dict[str, Feature]:

@@ -156,6 +156,11 @@ class Group(nn.Module):
         }
 
 
+def as_packed(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is packed: nothing is stored in more than float32."""
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
 def build_groups(
     features: Sequence[Feature], plan: Plan, vocabularies: Mapping[str, Vocabulary]
 ) -> list[Group]:

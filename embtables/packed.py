@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ from embtables.compressor import (
     parse_table,
 )
 from embtables.features import Feature, Vocabulary
-from embtables.groups import Group
+from embtables.groups import Group, as_packed
 from embtables.rows.arena import Arena, ArenaReader
 from embtables.rows.store import RowStore
 from embtables.tables import EmbeddingTables, Lookup
@@ -47,11 +47,14 @@ class PackedTables(Lookup):
         Raises:
             ValueError: not a packed file, or of a later format.
         """
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise ValueError(f"{path}: not a file of packed embtables (no {_KEY!r} metadata)")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a file of packed embtables ({error})") from None
+        if _KEY not in metadata:
+            raise ValueError(f"{path}: not a file of packed embtables (no {_KEY!r} metadata)")
         return cls(tensors, json.loads(metadata[_KEY]))
 
     @classmethod
@@ -129,7 +132,7 @@ def pack_tensors(tables: EmbeddingTables) -> tuple[dict[str, Tensor], dict[str, 
         for part in packed[0]:
             tensors[f"rows.{arena}.{part}"] = torch.cat([one[part] for one in packed]).cpu()
     for key, value in tables.groups.state_dict().items():
-        tensors[f"groups.{key}"] = value.detach().cpu().contiguous()
+        tensors[f"groups.{key}"] = as_packed(value.detach()).cpu().contiguous()
     return tensors, {
         "format": FORMAT,
         "features": [asdict(feature) for feature in tables.features],
@@ -160,11 +163,9 @@ def save(tables: EmbeddingTables, path: Path) -> int:
 def _packed_rows(store: RowStore, name: str, precision: Precision) -> Parts:
     held = store.export(name)
     stored = precision.encode(torch.zeros(1, 1))
-    return (
-        held
-        if held.keys() == stored.keys() and _same(held, stored)
-        else precision.encode(held["values"])
-    )
+    if held.keys() == stored.keys() and _same(held, stored):
+        return held
+    return precision.encode(as_packed(held["values"]))
 
 
 def _same(held: Parts, stored: Parts) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from embtables.budget import Plan, parse_bytes, plan, plan_bytes, uncompressed_bytes
 from embtables.compressor import Table, TableConfig, parse_table
 from embtables.features import Feature, Vocabulary, by_name
-from embtables.groups import Group, Ids, build_groups
+from embtables.groups import Group, Ids, as_packed, build_groups
 from embtables.rows.optimizers import RowOptimizer
 from embtables.rows.store import Init, RowStore, backends
 from embtables.torchrec_types import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -385,7 +385,7 @@ def logical_tables(
 
 
 def _beside(group: Group) -> int:
-    return sum(tensor.nbytes for tensor in group.state_dict().values())
+    return sum(as_packed(tensor).nbytes for tensor in group.state_dict().values())
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class ModelConfig(Config):
 
     kind: Any
 
-    dim: int = Field(16, ge=1, description="embedding width asked of the tables")
+    dim: int = Field(default=16, ge=1, description="embedding width asked of the tables")
 
 
 class CTRModel(nn.Module, ABC):

@@ -30,7 +30,8 @@ from trainer.recipes import find_recipe
 from trainer.validation import validate
 
 if TYPE_CHECKING:
-    DataConfig, AnyModelConfig = SourceConfig, ModelConfig
+    DataConfig = SourceConfig
+    AnyModelConfig = ModelConfig
 else:
     DataConfig = sources.config_union()
     AnyModelConfig = models.config_union()

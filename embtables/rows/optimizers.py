@@ -23,8 +23,10 @@ State = dict[str, Tensor]
 class _RowOptimizer(Config):
     """Options that every row optimizer has."""
 
-    lr: PositiveFloat = Field(0.01, description="learning rate")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of the rows of the batch")
+    lr: PositiveFloat = Field(default=0.01, description="learning rate")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled decay of the rows of the batch"
+    )
 
     every_row: ClassVar[bool] = False
     """Whether a step updates all rows of a table instead of those of the batch."""
@@ -126,7 +128,7 @@ class DenseAdam(Adam):
     """
 
     kind: Literal["dense_adam"] = "dense_adam"  # pyright: ignore[reportIncompatibleVariableOverride]
-    l2: float = Field(0.0, ge=0, description="coupled L2 over every row")
+    l2: float = Field(default=0.0, ge=0, description="coupled L2 over every row")
 
     every_row: ClassVar[bool] = True
 

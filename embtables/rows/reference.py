@@ -78,6 +78,11 @@ class ReferenceStore(RowStore):
         if not held:
             return []
         kinds = ", ".join(held)
+        if dtype != torch.float32:
+            return [
+                f"{kinds}(train=true) computes in float32, not {dtype}; pack after training "
+                f"({kinds} without train)"
+            ]
         if optimizer is None:
             return [
                 f"{kinds}(train=true): gradients do not reach rows held in {kinds}; give a row "

@@ -136,7 +136,8 @@ class RowStore(nn.Module, ABC):
 
     def training_bytes(self) -> int:
         """Return the bytes of rows and optimizer state."""
-        return sum(tensor.nbytes for tensor in self.training_state().values())
+        state = self.training_state().items()
+        return sum(t.nbytes for key, t in state if key.startswith(("rows.", "optimizer.")))
 
 
 backends: Registry[RowStore] = Registry("embtables.rows", "backend")

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from embtables.compressor import RowTable, Segments, Table
-from embtables.hashing import hash_rows, salt
+from embtables.hashing import MAX_ROWS, hash_rows, salt
 from embtables.registry import Config
 
 
@@ -17,7 +17,7 @@ class HashConfig(Config):
     """Options of every hashing method."""
 
     exact_rows: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="tables of at most so many rows stay exact; "
         "left out: those that hashing would not shrink",
@@ -39,6 +39,9 @@ class HashedRows(nn.Module):
     Args:
         names: [S] what the salts depend on: the logical table, so that features of one table agree.
         places: [S] physical tables, K each.
+
+    Raises:
+        ValueError: a table with more rows than a hash can address.
     """
 
     salts: Tensor
@@ -46,6 +49,12 @@ class HashedRows(nn.Module):
 
     def __init__(self, names: Sequence[str], places: Sequence[Sequence[RowTable]]) -> None:
         super().__init__()
+        for place in (place for column in places for place in column):
+            if place.rows > MAX_ROWS:
+                raise ValueError(
+                    f"table {place.name!r}: {place.rows:,} rows are more than a hash addresses "
+                    f"({MAX_ROWS:,}); lower the budget or use more tables (multiplex: subtables)"
+                )
         probes = range(len(places[0]))
         salts = [[salt(name, probe) for name in names] for probe in probes]
         rows = [[place[probe].rows for place in places] for probe in probes]

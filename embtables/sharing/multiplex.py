@@ -35,8 +35,8 @@ class Multiplex(Sharing):
         """Options of feature multiplexing."""
 
         kind: Literal["multiplex"] = "multiplex"
-        lookups: int = Field(1, ge=1, description="rows a feature of full width reads")
-        subtables: int = Field(1, ge=1, description="shared tables, used round robin")
+        lookups: int = Field(default=1, ge=1, description="rows a feature of full width reads")
+        subtables: int = Field(default=1, ge=1, description="shared tables, used round robin")
 
     @classmethod
     def allocate(

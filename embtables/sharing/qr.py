@@ -34,7 +34,7 @@ class QR(Sharing):
         kind: Literal["qr"] = "qr"
         combine: Literal["mult", "sum", "concat"] = "mult"
         collisions: int | None = Field(
-            None,
+            default=None,
             ge=2,
             description="one c for all tables; left out: a c for each table, solved from the budget",
         )

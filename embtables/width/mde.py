@@ -33,9 +33,9 @@ class MixedDimension(Width):
 
         kind: Literal["mde"] = "mde"
         alpha: float | None = Field(
-            None, ge=0, le=1, description="temperature; left out: solved from the budget"
+            default=None, ge=0, le=1, description="temperature; left out: solved from the budget"
         )
-        power_of_two: bool = Field(True, description="round widths to powers of two")
+        power_of_two: bool = Field(default=True, description="round widths to powers of two")
 
     @classmethod
     def sized(cls, config: Any) -> bool:

@@ -11,7 +11,7 @@ from model_inputs import MULTI, NUMERIC, PLAIN, Read, build, randomize, read
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from models.autoint import AttentionConfig, InteractingLayer
+from models.autoint import AutoIntConfig, InteractingLayer
 from models.base import Inputs
 from models.dcnv2 import CrossNet
 from models.dlrm import PairDots
@@ -155,7 +155,7 @@ def test_dlrm(inputs: Inputs, interaction: str) -> None:
     assert_close(model(*batch), expected)
 
 
-def interacting(layer: InteractingLayer, x: Tensor, config: AttentionConfig) -> Tensor:
+def interacting(layer: InteractingLayer, x: Tensor, config: AutoIntConfig) -> Tensor:
     """Return the interacting layer head by head, field by field (AutoInt, section 4.4)."""
     head = config.attention_dim // config.heads
     weights = dict(layer.named_parameters())
@@ -186,7 +186,7 @@ def interacting(layer: InteractingLayer, x: Tensor, config: AttentionConfig) -> 
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_interacting_layer(width: int, scale: bool, residual: bool, layer_norm: bool) -> None:
     switches = {"scale": scale, "residual": residual, "layer_norm": layer_norm}
-    config = AttentionConfig.model_validate({"heads": 2, "attention_dim": width} | switches)
+    config = AutoIntConfig.model_validate({"heads": 2, "attention_dim": width} | switches)
     layer = InteractingLayer(4, config).double()
     randomize(layer)
     x = torch.randn(2, 3, 4, dtype=torch.float64)
@@ -200,7 +200,7 @@ def test_autoint(kind: str, wide: bool) -> None:
     options = {"hidden": (6, 5)} if kind == "autoint_plus" else {}
     options |= {"layers": 2, "heads": 2, "attention_dim": 6, "wide": wide}
     model, batch, vectors = setup(kind, NUMERIC, **options)
-    config = AttentionConfig.model_validate({"heads": 2, "attention_dim": 6})
+    config = AutoIntConfig.model_validate({"heads": 2, "attention_dim": 6})
     x = vectors
     for layer in model.get_submodule("attention").children():
         assert isinstance(layer, InteractingLayer)

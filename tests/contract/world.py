@@ -1,0 +1,119 @@
+"""A small model's worth of features: every pooling, shared tables, two widths, a tiny field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, CONFIGS, Case
+from torch import Tensor
+
+from embtables import SGD, EmbeddingTables, Feature, PackedTables, RowOptimizer, Vocabulary
+from embtables.budget import Plan, plan, plan_bytes
+from embtables.tables import logical_tables
+from embtables.torchrec_types import KeyedJaggedTensor, KeyedTensor
+
+FEATURES = (
+    Feature("item", 8),
+    Feature("linear", 1, key="item"),
+    Feature("shop", 8, pooling="mean"),
+    Feature("color", 8),
+    Feature("size", 8),
+    Feature("tag", 8, pooling="sum"),
+    Feature("history", 8, table="item", pooling="none"),
+)
+ROWS = {"item": 300, "linear": 300, "shop": 97, "color": 4, "size": 6, "tag": 120}
+VOCABULARIES = {name: Vocabulary(rows) for name, rows in ROWS.items()}
+BAGS = {
+    "item": [[7], [7], [299], [0]],
+    "shop": [[1, 1, 96], [], [5], [40, 2]],
+    "color": [[0], [3], [3], [1]],
+    "size": [[5], [0], [5], [2]],
+    "tag": [[3, 3], [], [119, 0, 3], [8]],
+    "history": [[7, 1, 7], [], [250], [299, 4]],
+}
+Bags = Mapping[str, Sequence[Sequence[int]]]
+
+
+def kjt(bags: Bags, dtype: torch.dtype = torch.long) -> KeyedJaggedTensor:
+    """Return the batch of key -> bags of ids, one bag a row."""
+    ids = [i for rows in bags.values() for bag in rows for i in bag]
+    lengths = [len(bag) for rows in bags.values() for bag in rows]
+    return KeyedJaggedTensor(
+        keys=list(bags), values=torch.tensor(ids, dtype=dtype), lengths=torch.tensor(lengths).long()
+    )
+
+
+@cache
+def sizes(case: Case) -> tuple[int, int]:
+    """Return the smallest and the largest size of a case in bytes."""
+    tables = logical_tables(FEATURES, VOCABULARIES)
+    largest = plan_bytes(plan(tables, CONFIGS[case], {}))
+    with pytest.raises(ValueError, match="smallest reachable size is") as refused:
+        plan(tables, CONFIGS[case], {}, budget=1)
+    found = re.search(r"smallest reachable size is ([\d,]+) bytes", str(refused.value))
+    assert found
+    return int(found[1].replace(",", "")), largest
+
+
+def middle(case: Case) -> int:
+    """Return a budget that makes the case compress."""
+    smallest, largest = sizes(case)
+    return smallest + (largest - smallest) // 4
+
+
+def planned(case: Case, budget: int) -> Plan:
+    """Return the plan of a case under a budget."""
+    return plan(logical_tables(FEATURES, VOCABULARIES), CONFIGS[case], {}, budget)
+
+
+def build(case: Case, seed: int = 0, **options: Any) -> EmbeddingTables:
+    """Return the tables of a case at its middle budget, with a fused SGD."""
+    options = {"optimizer": SGD(lr=0.1), "budget": middle(case)} | options
+    vocabularies = options.pop("vocabularies", VOCABULARIES)
+    return EmbeddingTables(FEATURES, vocabularies, table=CONFIGS[case], seed=seed, **options)
+
+
+def outputs(tables: EmbeddingTables | PackedTables, bags: Bags = BAGS) -> dict[str, Tensor]:
+    """Return feature -> its vectors for a batch."""
+    pooled, sequences = tables.lookup(kjt(bags))
+    assert isinstance(pooled, KeyedTensor)
+    return pooled.to_dict() | {name: found.values() for name, found in sequences.items()}
+
+
+def step(tables: EmbeddingTables, seed: int, bags: Bags = BAGS) -> None:
+    """Take one training step on rows and projections, with fixed random gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    loss = torch.zeros(())
+    for found in outputs(tables, bags).values():
+        loss = loss + (found * torch.randn(found.shape, generator=generator)).sum()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in tables.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.01 * parameter.grad)
+    tables.step()
+    tables.zero_grad()
+
+
+def trained(case: Case, seed: int = 0, optimizer: RowOptimizer | None = None) -> EmbeddingTables:
+    """Return tables after two steps."""
+    tables = build(case, seed, **({"optimizer": optimizer} if optimizer else {}))
+    for number in range(2):
+        step(tables, number)
+    return tables
+
+
+def digest(case: Case) -> str:
+    """Return the bytes of all outputs after two steps, as text to compare between processes."""
+    found = outputs(trained(case))
+    return "".join(tensor.detach().numpy().tobytes().hex() for tensor in found.values())
+
+
+def all_digests() -> dict[str, str]:
+    """Return the digests of all cases by name."""
+    return {str(case): digest(case) for case in CASES}
