@@ -247,9 +247,9 @@ def _axis(registry: Registry[Any]) -> Any:
     """Validator of one axis: a Config, a mapping with its kind, or the kind alone."""
 
     def read(value: Any) -> Any:
-        if isinstance(value, Config):
-            return value
         options = {"kind": value} if isinstance(value, str) else value
+        if isinstance(value, Config):
+            options = value.model_dump()
         if not isinstance(options, dict) or not isinstance(options.get("kind"), str):
             raise ValueError(f'say which {registry.what}: "kind" is missing (got {value!r})')
         method = registry.get(options["kind"]).Config

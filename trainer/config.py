@@ -114,7 +114,9 @@ class TrainConfig(Config):
         description="at most that many batches of every split, to try things out",
     )
     bfloat16: bool = Field(
-        default=False, description="the network computes in bfloat16 while training"
+        default=False,
+        description="the network computes in bfloat16 while training; what is packed is measured "
+        "in float32",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

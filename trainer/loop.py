@@ -232,8 +232,7 @@ class Trainer:
         batch = batch.to(self.device)
         self.optimizer.zero_grad()
         self.tables.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
-            logits = self.model(batch.dense, *self.tables.lookup(batch.features))
+        logits = self._forward(batch)
         loss = functional.binary_cross_entropy_with_logits(logits.float(), batch.label)
         (loss + self.tables.penalty()).backward()
         if self.options.clip_norm is not None:
@@ -325,8 +324,11 @@ class Trainer:
         """Return logits [B] of the tables as they are being trained."""
         self.model.eval()
         self.tables.eval()
-        batch = batch.to(self.device)
-        return self.model(batch.dense, *self.tables.lookup(batch.features))
+        return self._forward(batch.to(self.device)).float()
+
+    def _forward(self, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
+            return self.model(batch.dense, *self.tables.lookup(batch.features))
 
     def _reduce_lr(self) -> None:
         rule = self.options.reduce_lr
