@@ -40,7 +40,7 @@ class Cell:
     published: dict[str, float] | None = None
 
 
-def arguments(description: str, needs_data: bool = True) -> argparse.ArgumentParser:
+def arguments(description: str | None, needs_data: bool = True) -> argparse.ArgumentParser:
     """Return the command line of a benchmark."""
     parser = argparse.ArgumentParser(description=description)
     if needs_data:

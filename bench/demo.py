@@ -25,6 +25,7 @@ from trainer.datasets import open_store
 from trainer.loop import train
 
 RATIO = 0.1
+SMALL = ("data.rows=150000", "train.batch_size=1024", "train.epochs=4")  # minutes on two cores
 TABLES = {
     "full": (),
     "full, narrow": (f"ratio={RATIO}",),
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="where everything goes")
     parser.add_argument("overrides", nargs="*", help="key=value laid over synthetic/autoint")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     console = Console()
     runs = {}
     for name, overrides in TABLES.items():
@@ -58,7 +59,8 @@ def main() -> None:
 
 
 def _config(out: Path, overrides: tuple[str, ...]) -> RunConfig:
-    return load_config("synthetic/autoint", [f"data.store={out / 'prepared'}", *overrides]).config
+    where = f"data.store={out / 'prepared'}"
+    return load_config("synthetic/autoint", [where, *SMALL, *overrides]).config
 
 
 def _table(runs: dict[str, dict[str, Any]], best: float, store: Store) -> Table:

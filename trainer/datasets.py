@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from data.batch import Batch
 from data.loader import Loader
-from data.prepare import prepare
-from data.source import sources
+from data.prepare import open_source, prepare
+from data.source import SourceConfig
 from data.store import Store
 from embtables.features import Feature, Vocabulary
 from models.base import InputField, Inputs
 from trainer.config import RunConfig
+from trainer.progress import Preparing
+
+
+def prepared(config: SourceConfig) -> Path:
+    """Prepare a data set unless that is done, showing how far it is; return its folder."""
+    with Preparing() as progress:
+        return prepare(open_source(config), progress=progress)
 
 
 def open_store(config: RunConfig) -> Store:
-    """Prepare the data set unless that is done, and open it."""
-    source = sources.get(config.data.kind)(config.data)
-    return Store.open(prepare(source))
+    """Prepare the data set of a run unless that is done, and open it."""
+    return Store.open(prepared(config.data))
 
 
 def model_inputs(store: Store) -> Inputs:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -16,31 +18,22 @@ PLAIN_EVERY = 30.0
 """Seconds between two plain lines."""
 
 
-class Progress:
-    """Shows where a stage of `total` steps stands; use it as a context manager.
+class Line:
+    """One line that changes: live on a terminal, logged now and then otherwise.
 
     Args:
-        title: what is going on, such as ``epoch 3/10``.
-        total: number of steps of the stage.
-        done: steps that were done before (a resumed run).
         console: where to; standard error by default. `rich` honours NO_COLOR.
     """
 
-    def __init__(
-        self, title: str, total: int, done: int = 0, console: Console | None = None
-    ) -> None:
-        self.title = title
-        self.total = total
-        self._first = self._done = done
-        self._rows = 0
-        self._loss = float("nan")
-        self._console = console or Console(stderr=True)
-        live = self._console.is_terminal
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
         self._live = (
-            Live(console=self._console, transient=True, refresh_per_second=4) if live else None
+            Live(console=console, transient=True, refresh_per_second=4)
+            if console.is_terminal
+            else None
         )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._start = self._shown = time.monotonic()
         if self._live:
             self._live.start()
@@ -55,16 +48,49 @@ class Progress:
         if self._live:
             self._live.stop()
 
+    def show(self, text: Callable[[], str]) -> None:
+        """Show a text, made only when it is needed."""
+        if self._live:
+            self._live.update(Text(text()))
+        elif time.monotonic() - self._shown >= PLAIN_EVERY:
+            self._shown = time.monotonic()
+            log.info(text())
+
+
+class Preparing(Line):
+    """Shows where `data.prepare` stands."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` (of `total`, where it is known) rows or tables are done."""
+        self.show(lambda: f"preparing  {what}  {done:,}" + (f" of {total:,}" if total else ""))
+
+
+class Progress(Line):
+    """Shows where a stage of `total` steps stands; use it as a context manager.
+
+    Args:
+        title: what is going on, such as ``epoch 3/10``.
+        total: number of steps of the stage.
+        done: steps that were done before (a resumed run).
+        console: where to; standard error by default. `rich` honours NO_COLOR.
+    """
+
+    def __init__(
+        self, title: str, total: int, done: int = 0, console: Console | None = None
+    ) -> None:
+        super().__init__(console)
+        self.title = title
+        self.total = total
+        self._first = self._done = done
+        self._rows = 0
+        self._loss = float("nan")
+
     def advance(self, rows: int, loss: float | None = None) -> None:
         """Count one step of that many rows; `loss` is the newest known loss."""
         self._done += 1
         self._rows += rows
         self._loss = self._loss if loss is None else loss
-        if self._live:
-            self._live.update(Text(self.line()))
-        elif time.monotonic() - self._shown >= PLAIN_EVERY:
-            self._shown = time.monotonic()
-            log.info(self.line())
+        self.show(self.line)
 
     def line(self) -> str:
         """Return the line: title, steps, loss, rows per second, time left."""

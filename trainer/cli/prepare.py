@@ -16,9 +16,10 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
         embtables prepare synthetic/autoint
         embtables prepare criteo data.root=/data/criteo data.min_count=10
     """
-    from data.prepare import prepare as prepare_source
-    from data.source import sources
     from trainer.config import load_data_config
 
     config = load_data_config(recipe, overrides or ())
-    typer.echo(prepare_source(sources.get(config.kind)(config)))
+
+    from trainer.datasets import prepared
+
+    typer.echo(prepared(config))
