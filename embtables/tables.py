@@ -20,7 +20,7 @@ from embtables.compressor import Table, TableConfig, parse_table
 from embtables.features import Feature, Vocabulary, by_name
 from embtables.groups import Group, Ids, as_packed, build_groups
 from embtables.rows.optimizers import RowOptimizer
-from embtables.rows.store import Init, RowStore, backends
+from embtables.rows.store import Init, RowStore, StoreSpec, backends
 from embtables.torchrec_types import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 Found = tuple[KeyedTensor, dict[str, JaggedTensor]]
@@ -207,18 +207,19 @@ class EmbeddingTables(Lookup):
         super().__init__(features, vocabularies, decided)
         physical = {row.name: row for one in decided.values() for row in one.places}
         precisions = {row.name: one.precision for one in decided.values() for row in one.places}
-        reads = [cast(Group, group).read for group in self.groups]
         if backend == "auto":
             backend = "torchrec" if device.type == "cuda" else "reference"
         self.store = backends.get(backend)(
-            list(physical.values()),
-            precisions,
-            reads,
-            optimizer,
-            init or Init(),
-            seed,
-            dtype,
-            device,
+            StoreSpec(
+                tables=tuple(physical.values()),
+                precisions=precisions,
+                reads=tuple(cast(Group, group).read for group in self.groups),
+                optimizer=optimizer,
+                init=init or Init(),
+                seed=seed,
+                dtype=dtype,
+                device=device,
+            )
         )
         generator = torch.Generator().manual_seed(seed)
         for group in self.groups:

@@ -16,81 +16,63 @@ from embtables.compressor import Parts, Precision, RowTable, Segments
 from embtables.rows.arena import Arena, ArenaReader, build_arenas
 from embtables.rows.optimizers import (
     DenseAdam,
-    RowOptimizer,
     slices,
     sum_by_row,
     write_back,
 )
-from embtables.rows.store import Init, Read, RowStore, backends
+from embtables.rows.store import RowStore, StoreSpec, backends
 
 
 @backends.register("reference")
 class ReferenceStore(RowStore):
     """Rows in arenas, updated row by row in plain PyTorch."""
 
-    def __init__(
-        self,
-        tables: Sequence[RowTable],
-        precisions: dict[str, Precision],
-        reads: Sequence[Read],
-        optimizer: RowOptimizer | None,
-        init: Init,
-        seed: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__(tables, precisions, reads, optimizer, init, seed, dtype, device)
-        self.generator = torch.Generator(device).manual_seed(seed)
+    def __init__(self, spec: StoreSpec) -> None:
+        super().__init__(spec)
+        self.generator = torch.Generator(spec.device).manual_seed(spec.seed)
 
         def first_rows(members: list[RowTable], precision: Precision | None) -> Parts:
-            rows = torch.cat([init.draw(table, seed, dtype) for table in members]).to(device)
+            rows = torch.cat([spec.first_rows(table) for table in members]).to(spec.device)
             return precision.encode(rows) if precision else {"values": rows}
 
-        stored = {name: p if p.while_training else None for name, p in precisions.items()}
-        self.arenas, self.where = build_arenas(tables, stored, first_rows, optimizer is None)
-        self.readers = nn.ModuleList(
-            ArenaReader(read, self._arena(read.tables[0][0])) for read in reads
+        stored = {name: p if p.while_training else None for name, p in spec.precisions.items()}
+        self.arenas, self.where = build_arenas(
+            spec.tables, stored, first_rows, trainable=spec.optimizer is None
         )
-        self.read_arenas = [self.where[read.tables[0][0]] for read in reads]
+        self.readers = nn.ModuleList(
+            ArenaReader(read, self._arena(read.tables[0][0])) for read in spec.reads
+        )
+        self.read_arenas = [self.where[read.tables[0][0]] for read in spec.reads]
         self.steps = 0
+        like = torch.empty(0, dtype=spec.dtype, device=spec.device)
         self.state = {
-            name: optimizer.state(
-                *arena.values.shape, like=torch.empty(0, dtype=dtype, device=device)
-            )
+            name: spec.optimizer.state(*arena.values.shape, like=like)
             for name, arena in self._named_arenas()
-            if optimizer
+            if spec.optimizer
         }
-        self.to(device)
+        self.to(spec.device)
         self._reads: list[tuple[str, Tensor, Tensor]] = []
         self._grads: dict[str, tuple[Tensor | None, Tensor]] | None = None
 
     @classmethod
-    def refusals(
-        cls,
-        tables: Sequence[RowTable],
-        precisions: dict[str, Precision],
-        optimizer: RowOptimizer | None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> list[str]:
+    def refusals(cls, spec: StoreSpec) -> list[str]:
         """Rows in few bits take a row optimizer that touches the rows of the batch."""
-        held = sorted({p.config.kind for p in precisions.values() if p.while_training})
-        if not held:
+        if not spec.held:
             return []
-        kinds = ", ".join(held)
-        if dtype != torch.float32:
+        kinds = ", ".join(spec.held)
+        if spec.dtype != torch.float32:
             return [
-                f"{kinds}(train=true) computes in float32, not {dtype}; pack after training "
+                f"{kinds}(train=true) computes in float32, not {spec.dtype}; pack after training "
                 f"({kinds} without train)"
             ]
-        if optimizer is None:
+        if spec.optimizer is None:
             return [
                 f"{kinds}(train=true): gradients do not reach rows held in {kinds}; give a row "
                 f"optimizer (rows.kind=adagrad), or pack after training ({kinds} without train)"
             ]
-        if optimizer.every_row:
+        if spec.optimizer.every_row:
             return [
-                f"{kinds}(train=true): {optimizer.kind} would round every row at every step; use "
+                f"{kinds}(train=true): {spec.optimizer.kind} would round every row at every step; use "
                 f"rows.kind=adagrad or adam, or pack after training ({kinds} without train)"
             ]
         return []

@@ -51,10 +51,11 @@ class Init(Config):
         return rows.uniform_(table.mean - scale, table.mean + scale, generator=generator)
 
 
-class RowStore(nn.Module, ABC):
-    """Rows, their bits, and their optimizer.
+@dataclass(frozen=True)
+class StoreSpec:
+    """What a store holds and how it is trained.
 
-    Args:
+    Attributes:
         tables: physical tables.
         precisions: the precision of each, by name.
         reads: what each group reads.
@@ -65,35 +66,44 @@ class RowStore(nn.Module, ABC):
         device: where the rows live.
     """
 
-    def __init__(
-        self,
-        tables: Sequence[RowTable],
-        precisions: dict[str, Precision],
-        reads: Sequence[Read],
-        optimizer: RowOptimizer | None,
-        init: Init,
-        seed: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    tables: tuple[RowTable, ...]
+    precisions: dict[str, Precision]
+    reads: tuple[Read, ...]
+    optimizer: RowOptimizer | None
+    init: Init
+    seed: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def held(self) -> list[str]:
+        """Kinds of precision in which rows are held while training."""
+        return sorted({p.config.kind for p in self.precisions.values() if p.while_training})
+
+    def first_rows(self, table: RowTable) -> Tensor:
+        """Return the initial rows [R, d] of a table."""
+        return self.init.draw(table, self.seed, self.dtype)
+
+
+class RowStore(nn.Module, ABC):
+    """Rows, their bits, and their optimizer.
+
+    Raises:
+        ValueError: the backend cannot do what is asked; every reason, with the alternative.
+    """
+
+    def __init__(self, spec: StoreSpec) -> None:
         super().__init__()
-        reasons = self.refusals(tables, precisions, optimizer, dtype, device)
+        reasons = self.refusals(spec)
         if reasons:
             raise ValueError("\n".join(reasons))
-        self.tables = {table.name: table for table in tables}
-        self.optimizer = optimizer
-        self.lr = optimizer.lr if optimizer else 0.0
+        self.tables = {table.name: table for table in spec.tables}
+        self.optimizer = spec.optimizer
+        self.lr = spec.optimizer.lr if spec.optimizer else 0.0
 
     @classmethod
     @abstractmethod
-    def refusals(
-        cls,
-        tables: Sequence[RowTable],
-        precisions: dict[str, Precision],
-        optimizer: RowOptimizer | None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> list[str]:
+    def refusals(cls, spec: StoreSpec) -> list[str]:
         """Return why this backend cannot do what is asked, with the alternative; empty if it can."""
 
     clips: bool = True

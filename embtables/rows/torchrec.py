@@ -16,9 +16,8 @@ import torchrec.optim
 from torch import Tensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
-from embtables.compressor import Parts, Precision, RowTable, Segments
-from embtables.rows.optimizers import RowOptimizer
-from embtables.rows.store import Init, Read, RowStore, backends
+from embtables.compressor import Parts, Segments
+from embtables.rows.store import Read, RowStore, StoreSpec, backends
 from embtables.torchrec_types import KeyedJaggedTensor
 
 _MULTIPLE = 4  # FBGEMM asserts widths that are multiples of four
@@ -36,64 +35,50 @@ class TorchRecStore(RowStore):
 
     clips = False
 
-    def __init__(
-        self,
-        tables: Sequence[RowTable],
-        precisions: dict[str, Precision],
-        reads: Sequence[Read],
-        optimizer: RowOptimizer | None,
-        init: Init,
-        seed: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__(tables, precisions, reads, optimizer, init, seed, dtype, device)
-        self.reads = reads
-        self.device = device
-        keys = _keys(reads)
+    def __init__(self, spec: StoreSpec) -> None:
+        super().__init__(spec)
+        self.reads = spec.reads
+        self.device = spec.device
+        keys = _keys(spec.reads)
         configs = [
             torchrec.EmbeddingBagConfig(
                 name=table.name,
                 num_embeddings=table.rows,
-                embedding_dim=_padded(table.dim) if optimizer else table.dim,
+                embedding_dim=_padded(table.dim) if spec.optimizer else table.dim,
                 feature_names=keys[table.name],
             )
-            for table in tables
+            for table in spec.tables
         ]
-        if optimizer is None:
-            self.collection: Any = torchrec.EmbeddingBagCollection(tables=configs, device=device)
+        if spec.optimizer is None:
+            self.collection: Any = torchrec.EmbeddingBagCollection(configs, device=spec.device)
         else:
             fused = FusedEmbeddingBagCollection(
-                configs, _fused(device)[optimizer.kind], _options(optimizer), device=device
+                configs,
+                _fused(spec.device)[spec.optimizer.kind],
+                _options(spec.optimizer),
+                device=spec.device,
             )
             # Behind a list: a fused table is trained by its own optimizer, so its weights must not
             # appear among the parameters that a dense optimizer is given.
             self._fused_collection = [fused]
-        for table in tables:
-            self.load(table.name, init.draw(table, seed, dtype))
+        for table in spec.tables:
+            self.load(table.name, spec.first_rows(table))
 
     @classmethod
-    def refusals(
-        cls,
-        tables: Sequence[RowTable],
-        precisions: dict[str, Precision],
-        optimizer: RowOptimizer | None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> list[str]:
+    def refusals(cls, spec: StoreSpec) -> list[str]:
         """FBGEMM's limits, each with the way out."""
         way_out = "use backend=reference"
         reasons = []
-        held = sorted({p.config.kind for p in precisions.values() if p.while_training})
-        if held:
-            kinds = ", ".join(held)
+        optimizer = spec.optimizer
+        if spec.held:
+            kinds = ", ".join(spec.held)
             reasons.append(
                 f"backend torchrec trains float32 rows, not {kinds}(train=true); "
                 f"pack after training ({kinds} without train) or {way_out}"
             )
-        if dtype != torch.float32:
-            reasons.append(f"backend torchrec computes in float32, not {dtype}; {way_out}")
-        dotted = [table.name for table in tables if "." in table.name]
+        if spec.dtype != torch.float32:
+            reasons.append(f"backend torchrec computes in float32, not {spec.dtype}; {way_out}")
+        dotted = [table.name for table in spec.tables if "." in table.name]
         if dotted:
             reasons.append(
                 f"backend torchrec takes no dot in a table's name, as {dotted[0]!r} has; rename the "
@@ -101,10 +86,10 @@ class TorchRecStore(RowStore):
             )
         if optimizer is None:
             return reasons
-        known = _fused(device)
+        known = _fused(spec.device)
         if optimizer.kind not in known:
             reasons.append(
-                f"backend torchrec has no fused {optimizer.kind} on {device.type}; "
+                f"backend torchrec has no fused {optimizer.kind} on {spec.device.type}; "
                 f"choose rows.kind from {', '.join(known)}, or {way_out}"
             )
         if optimizer.weight_decay:
@@ -112,7 +97,7 @@ class TorchRecStore(RowStore):
                 f"backend torchrec has no decoupled weight decay for {optimizer.kind}; "
                 f"set rows.weight_decay=0 or {way_out}"
             )
-        odd = sorted({table.dim for table in tables if table.dim % _MULTIPLE})
+        odd = sorted({table.dim for table in spec.tables if table.dim % _MULTIPLE})
         if odd and optimizer.kind == "rowwise_adagrad":
             reasons.append(
                 f"backend torchrec pads widths {odd} to a multiple of {_MULTIPLE}, which changes the "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from embtables.compressor import RowTable, Segments, Table
+from embtables.compressor import RowTable, Segments, Sharing, Table
 from embtables.hashing import MAX_ROWS, hash_rows, salt
 from embtables.registry import Config
 
@@ -33,12 +34,10 @@ def stays_exact(table: Table, rows: int, config: HashConfig) -> bool:
     return table.rows <= config.exact_rows
 
 
-class HashedRows(nn.Module):
-    """K salted rows for each id of S segments.
+class HashedSharing(Sharing):
+    """A sharing whose K rows of an id are salted hashes.
 
-    Args:
-        names: [S] what the salts depend on: the logical table, so that features of one table agree.
-        places: [S] physical tables, K each.
+    Salts depend on the logical table, so that features of one table agree.
 
     Raises:
         ValueError: a table with more rows than a hash can address.
@@ -47,8 +46,10 @@ class HashedRows(nn.Module):
     salts: Tensor
     rows: Tensor
 
-    def __init__(self, names: Sequence[str], places: Sequence[Sequence[RowTable]]) -> None:
-        super().__init__()
+    def __init__(
+        self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]
+    ) -> None:
+        super().__init__(config, tables, places)
         for place in (place for column in places for place in column):
             if place.rows > MAX_ROWS:
                 raise ValueError(
@@ -56,13 +57,13 @@ class HashedRows(nn.Module):
                     f"({MAX_ROWS:,}); lower the budget or use more tables (multiplex: subtables)"
                 )
         probes = range(len(places[0]))
-        salts = [[salt(name, probe) for name in names] for probe in probes]
+        salts = [[salt(table.name, probe) for table in tables] for probe in probes]
         rows = [[place[probe].rows for place in places] for probe in probes]
         self.register_buffer("salts", torch.tensor(salts), persistent=False)
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
 
-    def forward(self, ids: Tensor, segments: Segments) -> Tensor:
-        """Return rows [K, n] of ids [n]."""
+    def encode(self, ids: Tensor, segments: Segments) -> Tensor:
+        """Return hashed rows [K, n] of ids [n]."""
         found = hash_rows(
             segments.shape(ids), segments.spread(self.salts), segments.spread(self.rows)
         )

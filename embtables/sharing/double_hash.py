@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from embtables.compressor import RowTable, Segments, Sharing, Table, sharings
+from embtables.compressor import RowTable, Segments, Table, sharings
 from embtables.sharing._combine import combine_two, concatenates, part_width
-from embtables.sharing._hashed import HashConfig, HashedRows, stays_exact
+from embtables.sharing._hashed import HashConfig, HashedSharing, stays_exact
 
 
 @sharings.register("double_hash")
-class DoubleHash(Sharing):
+class DoubleHash(HashedSharing):
     """Two hashed rows an id, of one physical table."""
 
     class Config(HashConfig):
@@ -46,16 +46,6 @@ class DoubleHash(Sharing):
                 row_table = RowTable(table.name, rows, width, scale=1.0 if halved else 0.5**0.5)
                 places[table.name] = (row_table, row_table)
         return places
-
-    def __init__(
-        self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]
-    ) -> None:
-        super().__init__(config, tables, places)
-        self.hashed = HashedRows([table.name for table in tables], places)
-
-    def encode(self, ids: Tensor, segments: Segments) -> Tensor:
-        """Return two hashed rows [2, n]."""
-        return self.hashed(ids, segments)
 
     def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
         """Sum or concatenate the two vectors of each id."""

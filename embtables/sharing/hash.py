@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from embtables.compressor import RowTable, Segments, Sharing, Table, sharings
-from embtables.sharing._hashed import HashConfig, HashedRows, stays_exact
+from embtables.compressor import RowTable, Segments, Table, sharings
+from embtables.sharing._hashed import HashConfig, HashedSharing, stays_exact
 
 
 @sharings.register("hash")
-class Hash(Sharing):
+class Hash(HashedSharing):
     """One hashed row an id."""
 
     class Config(HashConfig):
@@ -37,16 +37,6 @@ class Hash(Sharing):
             for table in tables
             if not stays_exact(table, rows := max(1, math.ceil(share * table.rows)), config)
         }
-
-    def __init__(
-        self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]
-    ) -> None:
-        super().__init__(config, tables, places)
-        self.hashed = HashedRows([table.name for table in tables], places)
-
-    def encode(self, ids: Tensor, segments: Segments) -> Tensor:
-        """Return hashed rows [1, n]."""
-        return self.hashed(ids, segments)
 
     def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
         """Return the only vector of each id."""

@@ -19,16 +19,16 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from embtables.compressor import RowTable, Segments, Sharing, Table, sharings
+from embtables.compressor import RowTable, Segments, Table, sharings
 from embtables.sharing._combine import concatenate
-from embtables.sharing._hashed import HashConfig, HashedRows
+from embtables.sharing._hashed import HashConfig, HashedSharing
 
 TINY = 5
 """Tables of at most so many rows stay exact by default: in the paper, fields like gender do."""
 
 
 @sharings.register("multiplex")
-class Multiplex(Sharing):
+class Multiplex(HashedSharing):
     """c hashed rows an id, of tables shared by all features that ask for one width."""
 
     class Config(HashConfig):
@@ -72,16 +72,6 @@ class Multiplex(Sharing):
             )
             for table in tables
         }
-
-    def __init__(
-        self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]
-    ) -> None:
-        super().__init__(config, tables, places)
-        self.hashed = HashedRows([table.name for table in tables], places)
-
-    def encode(self, ids: Tensor, segments: Segments) -> Tensor:
-        """Return hashed rows [c, n]."""
-        return self.hashed(ids, segments)
 
     def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
         """Concatenate the c vectors of each id."""

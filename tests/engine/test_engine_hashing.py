@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from embtables import EmbeddingTables, Feature, PackedTables, Vocabulary
-from embtables.compressor import RowTable, Segments
+from embtables.compressor import RowTable, Segments, Table, sharings
 from embtables.hashing import MAX_ROWS, hash_rows, mix64, salt
-from embtables.sharing._hashed import HashedRows
+from embtables.sharing._hashed import HashedSharing
 from embtables.torchrec_types import KeyedJaggedTensor
 
 MASK = 2**64 - 1
@@ -90,10 +90,16 @@ def test_rows_are_in_range_and_exact(rows: int) -> None:
     assert found.tolist() == [(mixed >> 32) * rows >> 32 for mixed in salted]
 
 
+def _hashed(names: list[str], places: list[list[RowTable]]) -> HashedSharing:
+    kind = sharings.get("hash")
+    assert issubclass(kind, HashedSharing)
+    return kind(kind.Config(), [Table(name, 10, 4, width=4) for name in names], places)
+
+
 def test_more_rows_than_a_hash_can_address_are_refused() -> None:
     place = RowTable("C1", MAX_ROWS + 1, 4)
     with pytest.raises(ValueError, match=r"'C1'.*2,147,483,648 rows.*2,147,483,647"):
-        HashedRows(["C1"], [[place]])
+        _hashed(["C1"], [[place]])
 
 
 def _ids(kind: str, count: int) -> Tensor:
@@ -152,9 +158,9 @@ def _codes(
     features: list[str], ids: Tensor, salts: list[str] | None = None
 ) -> dict[str, list[int]]:
     places = [[RowTable("shared", 1000, 4)] * 2 for _ in features]
-    hashed = HashedRows(salts or features, places)
+    hashed = _hashed(salts or features, places)
     segments = Segments([len(ids)] * len(features))
-    rows = hashed(ids.repeat(len(features)), segments).view(2, len(features), -1)
+    rows = hashed.encode(ids.repeat(len(features)), segments).view(2, len(features), -1)
     return {name: rows[:, at].flatten().tolist() for at, name in enumerate(features)}
 
 
@@ -169,10 +175,10 @@ def test_codes_depend_on_the_name_alone() -> None:
 
 
 def test_unequal_segments_have_the_codes_of_equal_ones() -> None:
-    hashed = HashedRows(["a", "b"], [[RowTable("t", 1000, 4)], [RowTable("u", 77, 4)]])
-    equal = hashed(torch.arange(20), Segments([10, 10]))[0]
-    assert torch.equal(hashed(torch.arange(13), Segments([10, 3]))[0], equal[:13])
-    assert hashed(torch.arange(0), Segments([0, 0])).shape == (1, 0)
+    hashed = _hashed(["a", "b"], [[RowTable("t", 1000, 4)], [RowTable("u", 77, 4)]])
+    equal = hashed.encode(torch.arange(20), Segments([10, 10]))[0]
+    assert torch.equal(hashed.encode(torch.arange(13), Segments([10, 3]))[0], equal[:13])
+    assert hashed.encode(torch.arange(0), Segments([0, 0])).shape == (1, 0)
 
 
 @pytest.mark.parametrize("method", ["hash", "double_hash", "multiplex(lookups=2, exact_rows=0)"])
