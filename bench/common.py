@@ -1,24 +1,29 @@
 """What the benchmarks share: run every (cell, seed) once, keep it, and write one JSON of them all.
 
-A cell is a recipe with overrides. Every run is an `embtables train` in a process of its own, kept in
-its run directory, so that a broken benchmark goes on where it stopped. A run that failed stays in the
-result, with its reason.
+A cell is a recipe with overrides. Every run is what `embtables train` does, kept in its run directory,
+so that a broken benchmark goes on where it stopped. A run that failed stays in the result, with its
+reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from trainer.config import load_config
+from trainer.loop import train
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -48,6 +53,7 @@ def arguments(description: str | None, needs_data: bool = True) -> argparse.Argu
     parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, help="of each run; default: cores / jobs")
+    parser.add_argument("--finished", action="store_true", help="run nothing, report what there is")
     parser.add_argument("--runs", type=Path, default=Path("runs/bench"), help="run directories")
     return parser
 
@@ -58,13 +64,14 @@ def run_cells(question: str, cells: Sequence[Cell], options: argparse.Namespace)
     folders = [options.runs / question / f"{_slug(cell.name)}-seed{seed}" for cell, seed in pairs]
     root = [f"data.root={options.root.resolve()}"] if hasattr(options, "root") else []
 
-    def run(pair: tuple[Cell, int], folder: Path) -> dict[str, Any]:
-        cell, seed = pair
-        overrides = [*root, *cell.overrides, f"train.seed={seed}"]
-        return _run(cell.recipe, overrides, folder, options)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(run, pairs, folders))
+    jobs = [
+        (cell.recipe, (*root, *cell.overrides, f"train.seed={seed}"), folder, options.finished)
+        for (cell, seed), folder in zip(pairs, folders, strict=True)
+    ]
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (threads,)) as pool:
+        outcomes = list(pool.map(_run, jobs))
     by_cell = [
         _cell(cell, [one for (other, _), one in zip(pairs, outcomes, strict=True) if other is cell])
         for cell in cells
@@ -96,23 +103,15 @@ def print_table(cells: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _run(
-    recipe: str, overrides: Sequence[str], folder: Path, options: argparse.Namespace
-) -> dict[str, Any]:
-    summary = folder / "summary.json"
-    if not summary.exists():
-        command = ["train", recipe, *overrides, "--run-dir", str(folder)]
-        threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("embtables")), *command],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            return {"failure": done.stderr.strip().splitlines()[-1]}
-    found = json.loads(summary.read_text())
+def _run(job: tuple[str, tuple[str, ...], Path, bool]) -> dict[str, Any]:
+    """Return the summary of a run, or why there is none."""
+    recipe, overrides, folder, finished_only = job
+    if finished_only and not (folder / "summary.json").exists():
+        return {"failure": "not run"}
+    try:
+        found = train(load_config(recipe, overrides).config, folder)
+    except ValueError as error:
+        return {"failure": str(error)}
     print(f"  {folder.name}: test AUC {found['test']['auc']:.5f}", file=sys.stderr, flush=True)
     return found
 
@@ -139,7 +138,6 @@ def _cell(cell: Cell, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         line["bytes"] = done[0]["bytes"]
         line["epochs"] = [one["epoch"] for one in done]
         line["rows_per_second"] = [round(one["rows_per_second"]) for one in done]
-        line["peak_memory_bytes"] = max(one["peak_memory_bytes"] for one in done)
     return line
 
 

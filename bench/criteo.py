@@ -31,17 +31,22 @@ DATA = {
     "kaggle": ("criteo_kaggle/autoint", "criteo_kaggle/dlrm"),
     "tb": ("criteo_kaggle/autoint", "criteo_tb/dlrm"),
 }
-# Small pieces of the data: all values kept, random 8:1:1, small batches.
-SMALL = ("data.min_count=1", "data.split.kind=random", "train.batch_size=512", "train.epochs=2")
+# Small pieces of the data: all values kept, random 8:1:1, small models and batches, one epoch.
+SMALL = ("data.min_count=1", "data.split.kind=random", "train.batch_size=512", "train.epochs=1")
+SMALL_MODEL = {
+    "autoint": ("model.layers=2", "model.attention_dim=32"),
+    "dlrm": ("model.bottom=[64]", "model.top=[64]"),
+}
 
 if __name__ == "__main__":
     parser = arguments(__doc__)
     parser.add_argument("--data", choices=DATA, required=True, help="which layout DIR holds")
     options = parser.parse_args()
-    cells = [Cell(f"{recipe} uncompressed", recipe, SMALL) for recipe in DATA[options.data]]
-    cells += [
-        Cell(f"{recipe} {table}", recipe, (*SMALL, f"table={table}", "ratio=0.1"))
-        for recipe in DATA[options.data]
-        for table in TABLES
-    ]
+    cells = []
+    for recipe in DATA[options.data]:
+        small = (*SMALL, *SMALL_MODEL[recipe.rpartition("/")[2]])
+        cells.append(Cell(f"{recipe} uncompressed", recipe, small))
+        for table in TABLES:
+            overrides = (*small, f"table={table}", "ratio=0.1")
+            cells.append(Cell(f"{recipe} {table}", recipe, overrides))
     run_cells(f"criteo_{options.data}", cells, options)
