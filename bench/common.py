@@ -110,8 +110,8 @@ def _run(job: tuple[str, tuple[str, ...], Path, bool]) -> dict[str, Any]:
         return {"failure": "not run"}
     try:
         found = train(load_config(recipe, overrides).config, folder)
-    except ValueError as error:
-        return {"failure": str(error)}
+    except (ValueError, RuntimeError, OSError) as error:
+        return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     print(f"  {folder.name}: test AUC {found['test']['auc']:.5f}", file=sys.stderr, flush=True)
     return found
 
@@ -154,8 +154,11 @@ def _spread(metric: dict[str, Any] | None) -> str:
 
 
 def _environment(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return where the first run was made, without its command line, which names paths."""
     files = [folder / "env.json" for folder in folders]
-    return next((json.loads(file.read_text()) for file in files if file.exists()), {})
+    found = next((json.loads(file.read_text()) for file in files if file.exists()), {})
+    found.pop("command", None)
+    return found
 
 
 def _slug(name: str) -> str:

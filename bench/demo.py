@@ -23,6 +23,7 @@ from data.store import Store
 from trainer.config import RunConfig, load_config
 from trainer.datasets import open_store
 from trainer.loop import train
+from trainer.rundir import config_hash
 
 RATIO = 0.1
 SMALL = ("data.rows=150000", "train.batch_size=1024", "train.epochs=4")  # minutes on two cores
@@ -48,7 +49,8 @@ def main() -> None:
     for name, overrides in TABLES.items():
         console.rule(name)
         config = _config(options.out, (*options.overrides, *overrides))
-        runs[name] = train(config, options.out / "runs" / name.replace(", ", "-"))
+        folder = f"{name.replace(', ', '-')}-{config_hash(config.plain())}"
+        runs[name] = train(config, options.out / "runs" / folder)
     store = open_store(_config(options.out, options.overrides))
     best = store.stats["bayes"]["test"]["auc"]
     console.print(_table(runs, best, store))

@@ -45,7 +45,7 @@ class GenericConfig(SourceConfig):
     columns: tuple[DeclaredColumn, ...] = Field(description="what the model may read")
     label: str = Field(default="label", description="column of the label, 0 or 1")
     group: str | None = Field(default=None, description="column that groups rows, for GAUC")
-    day: str | None = Field(default=None, description="column of whole numbers (or dates): time")
+    day: str | None = Field(default=None, description="column of whole numbers: time")
     day_length: int = Field(default=1, ge=1, description="how much of `day` a day is, as 86400")
     files: tuple[str, ...] = Field(default=(), description="below root, in time order")
     train: tuple[str, ...] = Field(default=(), description="files of a fixed split, instead")

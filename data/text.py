@@ -192,7 +192,9 @@ def _rows(
     good = ~(wrong | blank)
     reasons = {}
     for row in np.flatnonzero(wrong)[:KEPT].tolist():
-        got = "a quoted value without an end" if open_quote[row] else f"{counts[row] + 1}"
+        got = (
+            "a quote without an end or inside a value" if open_quote[row] else f"{counts[row] + 1}"
+        )
         start = text[starts[row] : ends[row]][:40].decode(errors="replace")
         reasons[int(lines[row])] = f"expected {len(names)} columns, got {got}: {start!r}"
     if not good.all():
@@ -212,10 +214,22 @@ def _scan(text: bytes, layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarr
         quotes = np.flatnonzero(data == _QUOTE)
         before = np.searchsorted(quotes, starts)
         open_quote = (np.searchsorted(quotes, ends) - before) % 2 == 1
+        open_quote[_misplaced(data, quotes, ends, before, layout)] = True
         line = np.searchsorted(ends, marks)
         marks = marks[(np.searchsorted(quotes, marks) - before[line]) % 2 == 0]
     counts = np.diff(np.searchsorted(marks, ends), prepend=0)
     return starts, ends, counts, open_quote
+
+
+def _misplaced(
+    data: np.ndarray, quotes: np.ndarray, ends: np.ndarray, before: np.ndarray, layout: Layout
+) -> np.ndarray:
+    """Return the lines with a quote that opens or closes in the middle of a value."""
+    line = np.searchsorted(ends, quotes)
+    opens = (np.arange(len(quotes)) - before[line]) % 2 == 0
+    beside = np.where(opens, quotes - 1, quotes + 1)
+    edges = [ord(layout.separator), _NEWLINE, ord("\r"), _QUOTE]
+    return line[(beside >= 0) & ~np.isin(data[beside], edges)]
 
 
 def _frame(text: bytes, names: list[str], layout: Layout) -> pl.DataFrame:

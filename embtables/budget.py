@@ -152,7 +152,7 @@ def _largest(tables: Sequence[Table], configs: Mapping[str, TableConfig], budget
         raise ValueError(
             f"a budget of {budget:,} bytes cannot be met by {kinds}: the smallest reachable size is "
             f"{smallest:,} bytes (ratio {smallest / uncompressed_bytes(tables):.4f}). Raise the "
-            "budget, or take a sharing that reaches lower, such as hash or multiplex"
+            "budget, or take methods that reach lower (hash and multiplex reach lowest)"
         )
     for _ in range(_STEPS):
         share = (low + high) / 2
@@ -166,7 +166,7 @@ def _largest(tables: Sequence[Table], configs: Mapping[str, TableConfig], budget
 
 def _at(tables: Sequence[Table], configs: Mapping[str, TableConfig], share: float) -> Plan:
     """Return the plan of a share."""
-    narrows = not any(_dials(config) for config in configs.values())
+    narrows = not any(follows_share(config) for config in configs.values())
     placed: Plan = {}
     for config in dict.fromkeys(configs.values()):
         members = [table for table in tables if configs[table.name] == config]
@@ -174,8 +174,8 @@ def _at(tables: Sequence[Table], configs: Mapping[str, TableConfig], share: floa
     return {table.name: placed[table.name] for table in tables}
 
 
-def _dials(config: TableConfig) -> bool:
-    """Whether a method that was asked for by name follows the share."""
+def follows_share(config: TableConfig) -> bool:
+    """Return whether a method that was asked for by name shrinks under a budget."""
     return sharings.get(config.sharing.kind).sized or _width_follows(config)
 
 

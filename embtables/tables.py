@@ -85,8 +85,11 @@ class Lookup(nn.Module):
         """Return pooled features [B, sum of D] and sequences, vectors [ids of the feature, D].
 
         Raises:
-            ValueError: a key is missing from the batch, or an id is outside its vocabulary.
+            ValueError: a key is missing from the batch, an id is outside its vocabulary, or the
+                batch has weights.
         """
+        if kjt.weights_or_none() is not None:
+            raise ValueError("the batch has weights; embtables pools without them: drop them first")
         groups = [cast(Group, group) for group in self.groups]
         single = kjt.values().numel() == kjt.lengths().numel() and bool((kjt.lengths() == 1).all())
         picked = [
@@ -166,7 +169,8 @@ class EmbeddingTables(Lookup):
         budget: bytes of all tables when packed: a number or ``"10MB"``.
         ratio: the same as a share of the uncompressed float32 bytes.
         optimizer: row optimizer, applied by `step`; None leaves rows to any torch optimizer.
-        backend: row store: reference, torchrec, or auto (torchrec on CUDA, else reference).
+        backend: row store: reference, torchrec, or auto (torchrec on CUDA where it can, else
+            reference).
         init: initial values of rows.
         seed: seed of initial values and stochastic rounding; hashes do not depend on it.
         mini_batch_l2: lambda of the mini-batch-aware L2 of DIN (`penalty`).
@@ -207,20 +211,17 @@ class EmbeddingTables(Lookup):
         super().__init__(features, vocabularies, decided)
         physical = {row.name: row for one in decided.values() for row in one.places}
         precisions = {row.name: one.precision for one in decided.values() for row in one.places}
-        if backend == "auto":
-            backend = "torchrec" if device.type == "cuda" else "reference"
-        self.store = backends.get(backend)(
-            StoreSpec(
-                tables=tuple(physical.values()),
-                precisions=precisions,
-                reads=tuple(cast(Group, group).read for group in self.groups),
-                optimizer=optimizer,
-                init=init or Init(),
-                seed=seed,
-                dtype=dtype,
-                device=device,
-            )
+        spec = StoreSpec(
+            tables=tuple(physical.values()),
+            precisions=precisions,
+            reads=tuple(cast(Group, group).read for group in self.groups),
+            optimizer=optimizer,
+            init=init or Init(),
+            seed=seed,
+            dtype=dtype,
+            device=device,
         )
+        self.store = backends.get(pick_backend(spec) if backend == "auto" else backend)(spec)
         generator = torch.Generator().manual_seed(seed)
         for group in self.groups:
             cast(Group, group).width.reset(generator)
@@ -357,6 +358,13 @@ class _MiniBatchL2:
             weight = 1 / (self.counts.to(device)[keys] * times)
             total = total + (weight[inverse] * found.square().sum(dim=1)).sum()
         return self.strength / 2 * total
+
+
+def pick_backend(spec: StoreSpec) -> str:
+    """Return torchrec on CUDA unless it refuses what is asked, else reference."""
+    if spec.device.type != "cuda" or backends.get("torchrec").refusals(spec):
+        return "reference"
+    return "torchrec"
 
 
 def logical_tables(

@@ -86,6 +86,10 @@ class ReduceLR(Config):
     factor: float = Field(default=0.1, gt=0, le=1)
     min_lr: float = Field(default=1e-6, ge=0)
 
+    def reduced(self, lr: float) -> float:
+        """Return the next learning rate; one below the floor stays as it is."""
+        return min(lr, max(lr * self.factor, self.min_lr))
+
 
 class TrainConfig(Config):
     """How long, in which portions, and when to stop."""

@@ -28,6 +28,18 @@ def open_store(config: RunConfig) -> Store:
     return Store.open(prepared(config.data))
 
 
+def check_same_data(trained_on: str, store: Store) -> None:
+    """Raise ValueError unless a store is the one that a run was trained on.
+
+    Ids are places in a dictionary: of other data they would mean other rows.
+    """
+    if store.path.name != trained_on:
+        raise ValueError(
+            f"the run was trained on {trained_on}, and the raw files or options now give "
+            f"{store.path.name}: bring back the files of then, or train again with --fresh"
+        )
+
+
 def model_inputs(store: Store) -> Inputs:
     """Return what a prepared data set offers to a model."""
     fields = tuple(InputField(c.name, c.table_name, c.kind) for c in store.schema.fields)

@@ -31,7 +31,7 @@ def dry_run(config: RunConfig) -> str:
         f"tables     {size.inference:,} bytes packed ({size.inference / size.uncompressed:.1%} of "
         f"{size.uncompressed:,}), {size.training:,} bytes in training",
         f"network    {network:,} parameters, {8 * network + state:,} bytes in training",
-        f"memory     {peak_memory():,} bytes at the peak of one step",
+        f"memory     {peak_memory():,} bytes of this process at its peak, one step included",
         f"data       {rows['train']:,} / {rows['valid']:,} / {rows['test']:,} rows "
         "(train / valid / test)",
         f"steps      {trainer.steps_per_epoch:,} an epoch of {config.train.batch_size:,} rows, "

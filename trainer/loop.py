@@ -23,10 +23,17 @@ from data.batch import Batch
 from data.loader import Loader
 from data.store import Store
 from embtables import EmbeddingTables
+from embtables.budget import follows_share
 from models.base import CTRModel, models
 from trainer import checkpoint
 from trainer.config import RunConfig
-from trainer.datasets import closing, model_inputs, open_store, vocabularies
+from trainer.datasets import (
+    check_same_data,
+    closing,
+    model_inputs,
+    open_store,
+    vocabularies,
+)
 from trainer.evaluation import measure
 from trainer.predict import PackedModel, save
 from trainer.progress import Progress
@@ -131,7 +138,10 @@ class Trainer:
         self.seconds: dict[str, float] = {}
         self.config, self.store, self.run, self.stop = config, store, run, stop
         self.options = config.train
+        self._check_rows()
         self._check_monitor()
+        if config.budget is None and config.ratio is None and follows_share(config.table):
+            log.warning("table %s without budget or ratio: nothing shrinks", config.table)
         self.device = pick_device(self.options.device)
         torch.manual_seed(self.options.seed)
         self.inputs = model_inputs(store)
@@ -333,8 +343,8 @@ class Trainer:
     def _reduce_lr(self) -> None:
         rule = self.options.reduce_lr
         if rule is not None:
-            self.state.lr_dense = max(self.state.lr_dense * rule.factor, rule.min_lr)
-            self.state.lr_rows = max(self.state.lr_rows * rule.factor, rule.min_lr)
+            self.state.lr_dense = rule.reduced(self.state.lr_dense)
+            self.state.lr_rows = rule.reduced(self.state.lr_rows)
             self._apply_lr()
 
     def _apply_lr(self) -> None:
@@ -366,6 +376,7 @@ class Trainer:
             "step": state.best_step,
             "epochs_trained": state.epoch + state.batch / self.steps_per_epoch,
             "seed": self.options.seed,
+            "data": self.store.path.name,
             "model": self.config.model.kind,
             "table": str(self.config.table),
             "budget": self.config.budget,
@@ -407,13 +418,14 @@ class Trainer:
         values = {
             "state": asdict(self.state),
             "seconds": self.seconds,
-            "inputs": asdict(self.inputs),
+            "data": self.store.path.name,
         }
         checkpoint.save(file, tensors, values)
 
     def load(self, file: Path) -> None:
         """Continue from a checkpoint."""
         tensors, values = checkpoint.load(file)
+        check_same_data(values["data"], self.store)
         for stage, seconds in values["seconds"].items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.state = State(**values["state"])
@@ -429,6 +441,15 @@ class Trainer:
         self.tables.load_training_state(checkpoint.taken("tables", tensors))
 
     # -- small things ----------------------------------------------------------------------------
+
+    def _check_rows(self) -> None:
+        rows = self.store.schema.rows
+        empty = [split for split, count in rows.items() if count < 1 + (split == "train")]
+        if empty:
+            raise ValueError(
+                f"data.split: too few rows for {' and '.join(empty)} ({rows}); training takes two "
+                "rows at least, validation and test one: change data.split or add files"
+            )
 
     def _check_monitor(self) -> None:
         if self.options.monitor == "gauc" and self.store.schema.group is None:

@@ -15,6 +15,8 @@ from trainer.validation import fields_of, model_at
 
 Keys = tuple[str, ...]
 
+_SIZES = (("budget",), ("ratio",))
+
 
 class _Loader(yaml.SafeLoader):
     """YAML with floats as everybody writes them: PyYAML's 1.1 rules read ``1e-3`` as a string."""
@@ -83,6 +85,11 @@ def merge(
     for keys, value in given:
         if keys[-1] == "kind":
             _change_kind(schema, tree, keys[:-1], value)
+    sizes = {keys[0] for keys, value in given if keys in _SIZES and value is not None}
+    if len(sizes) == 1:
+        # A size of the command line stands in for the preset's, whichever way that one is given.
+        for (other,) in _SIZES:
+            tree.pop(other, None)
     for keys, value in given:
         _set(tree, keys, value)
     return tree, {keys for keys, _ in given}

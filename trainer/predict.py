@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -51,14 +51,17 @@ class PackedModel:
         Raises:
             ValueError: the file is something else, or of a newer format.
         """
-        with safe_open(file, framework="pt") as stored:
-            about = json.loads((stored.metadata() or {}).get("embtables_model", "{}"))
-            if about.get("format") != FORMAT:
-                raise ValueError(
-                    f"{file}: not an exported model of format {FORMAT}; "
-                    "write one with: embtables export RUN"
-                )
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as stored:
+                about = json.loads((stored.metadata() or {}).get("embtables_model", "{}"))
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file}: not an exported model ({error})") from None
+        if about.get("format") != FORMAT:
+            raise ValueError(
+                f"{file}: not an exported model of format {FORMAT}; "
+                "write one with: embtables export RUN"
+            )
         return cls._build(about, tensors)
 
     @classmethod

@@ -69,11 +69,14 @@ class RunDir:
         try:
             if self._fresh:
                 self._clear()
-            if stored.exists() and self.last.exists():
+            finished = self.summary() is not None
+            if stored.exists() and (finished or self.last.exists()):
                 self._refuse_other(read_preset(stored))
             else:
                 _write(stored, yaml.safe_dump(self._config, sort_keys=False))
-            _write(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+                self.rewind(0)
+            if not finished:
+                _write(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
             self._handler = logging.FileHandler(self.path / "log.txt")
         except BaseException:
             self._unlock()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from trainer.config import RunConfig
-from trainer.datasets import open_store
+from trainer.datasets import check_same_data, open_store
 from trainer.evaluation import measure
 from trainer.overrides import read_preset
 from trainer.predict import PackedModel
@@ -24,4 +25,5 @@ def evaluate_run(path: Path, split: str) -> dict[str, float]:
     config = validate(RunConfig, read_preset(file), str(file))
     options = config.train
     store = open_store(config)
+    check_same_data(json.loads((path / "summary.json").read_text())["data"], store)
     return measure(store, split, model, options.eval_batch_size, options.limit_batches)

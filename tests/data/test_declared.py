@@ -166,13 +166,17 @@ def test_parquet_in_pieces(tmp_path, monkeypatch):
 
 
 BAD_CELLS = {
+    "inner quote": (
+        '1,?,0,"u"x,1,1,a,1',
+        r"a.csv:2: expected 8 columns, got a quote without an end or inside a value",
+    ),
     "price": ("1,?,0,u,1,cheap,a,1", r"a.csv:2: column 'price': expected a number, got 'cheap'"),
     "infinite": ("1,?,0,u,1,inf,a,1", r"a.csv:2: column 'price': expected a finite number"),
     "history": ("1,?,0,u,1,1,a,1 x", r"a.csv:2: column 'history': expected a 64-bit int.*'x'"),
     "day": ("1,?,,u,1,1,a,1", r"a.csv:2: column 'time': expected a whole number"),
     "quote": (
         '1,?,0,"u,1,1,a,1',
-        r"a.csv:2: expected 8 columns, got a quoted value without an end",
+        r"a.csv:2: expected 8 columns, got a quote without an end or inside a value",
     ),
 }
 

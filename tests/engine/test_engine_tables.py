@@ -285,3 +285,14 @@ def test_packing_float64_tables_gives_float32(kjt: Kjt, tmp_path: Path) -> None:
         tensors, _ = tables.pack_tensors()
         assert {tensor.dtype for tensor in tensors.values()} <= {torch.float32, torch.int8}
         assert tables.bytes().inference == tables.pack(tmp_path / "tables")
+
+
+def test_weights_are_refused_not_dropped() -> None:
+    ids = KeyedJaggedTensor(
+        keys=["a", "b"],
+        values=torch.tensor([1, 2]),
+        weights=torch.tensor([0.0, 2.0]),
+        lengths=torch.ones(2, dtype=torch.long),
+    )
+    with pytest.raises(ValueError, match="has weights"):
+        _two()(ids)

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trainer.dryrun import dry_run
 from trainer.evaluation import measure
 from trainer.loop import Trainer, train
 from trainer.predict import PackedModel
+from trainer.runs import evaluate_run
 from trainer.signals import Interrupted
 
 Tiny = Callable[..., RunConfig]
@@ -269,3 +271,36 @@ def test_packed_model_refuses_another_file(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_calibration_is_near_one_after_training(tiny: Tiny, tmp_path: Path) -> None:
     assert math.isclose(train(tiny(), tmp_path)["test"]["calibration"], 1.0, abs_tol=0.2)
+
+
+def test_evaluation_and_resume_refuse_other_data(tiny: Tiny, tmp_path: Path, raw: Path) -> None:
+    copy = tmp_path / "raw"
+    copy.mkdir()
+    for file in raw.glob("*.csv"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    config = tiny(f"data.root={copy}", f"data.store={tmp_path}", "train.epochs=1")
+    train(config, tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", "test")["rows"] == 300
+    lines = (copy / "train.csv").read_text().splitlines(keepends=True)
+    (copy / "train.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match=r"was trained on frappe_x1-.* now give frappe_x1-"):
+        evaluate_run(tmp_path / "run", "test")
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(ValueError, match="was trained on frappe_x1-"):
+        train(config, tmp_path / "run")
+
+
+def test_a_split_without_rows_is_refused_before_training(tiny: Tiny, tmp_path: Path) -> None:
+    store = open_store(tiny())
+    empty = store.schema.model_copy(update={"rows": {**store.schema.rows, "valid": 0}})
+    with pytest.raises(ValueError, match=r"data\.split: too few rows for valid"):
+        Trainer(tiny(), replace(store, schema=empty))
+
+
+def test_a_method_without_a_size_is_pointed_out(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    Trainer(tiny(), open_store(tiny()))
+    assert not caplog.records
+    Trainer(tiny("table=hash"), open_store(tiny()))
+    assert "without budget or ratio" in caplog.text

@@ -194,3 +194,11 @@ def test_missing_sections_are_named() -> None:
         validate(RunConfig, {"model": {"kind": "lr"}}, "x")
     with pytest.raises(ConfigError, match=r"data\.kind: required"):
         validate(RunConfig, {"data": {"root": "x"}, "model": {"kind": "lr"}}, "x")
+
+
+def test_a_size_of_the_command_line_replaces_the_presets(tmp_path: Path) -> None:
+    preset = tmp_path / "sized.yaml"
+    preset.write_text("data: {kind: synthetic}\nmodel: {kind: lr}\nratio: 0.1\n")
+    config = load_config(str(preset), ["budget=1MB"]).config
+    assert (config.budget, config.ratio) == (1_000_000, None)
+    assert load_config(str(preset), ["ratio=0.2"]).config.ratio == 0.2

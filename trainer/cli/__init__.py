@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         app(given, prog_name="embtables")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
