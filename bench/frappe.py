@@ -24,7 +24,7 @@ if __name__ == "__main__":
         Cell(
             model,
             f"frappe_x1/{model}",
-            ("train.bfloat16=true",) if model in BFLOAT16 else (),
+            ("train.precision=bf16",) if model in BFLOAT16 else (),
             published={"auc": auc},
         )
         for model, auc in BARS.items()

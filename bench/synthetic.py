@@ -21,7 +21,7 @@ DCNV2 = (
     "model.hidden=[256,128]",
     "train.batch_size=4096",
     "train.epochs=2",
-    "train.bfloat16=true",
+    "train.precision=bf16",
 )
 if __name__ == "__main__":
     options = arguments(__doc__, needs_data=False).parse_args()

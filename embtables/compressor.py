@@ -19,9 +19,12 @@ How a batch flows. The features of one model are cut into groups of one method a
 A group holds S segments (a segment: the ids of one feature, in the order of the batch), n ids in all:
 
     Sharing.encode   ids [n]            -> rows [K, n]       K rows read for each id
-    RowStore         rows [K, n]        -> vectors [K, n, d] d: width of the physical rows
-    Sharing.decode   vectors [K, n, d]  -> [n, W]            W: stored width of the group
-    Width.decode     [n, W]             -> [n, D]            D: width granted to the model
+    RowStore         rows [K, n]        -> vectors [.., W]   the K rows of an id combined as
+                                                             `Sharing.combine` says; W: stored width
+    Width.decode     [.., W]            -> [.., D]           D: width granted to the model
+
+where ".." is [S, B] if every bag of the batch holds one id, so that pooling is a matter of strides,
+and [n] otherwise.
 
 All of it is tensor code over the whole group: constants of a segment are spread over its ids by
 `Segments`, never by a loop. Everything a method learns or fits must be a parameter or a persistent
@@ -33,8 +36,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -88,23 +93,25 @@ class RowTable:
 class Segments:
     """How the n ids of a group are cut into S segments, to spread constants over ids.
 
-    With segments of one length L (every feature single-valued) ids are handled as [S, L] and a
-    constant is broadcast; otherwise ids are flat and a constant is gathered.
+    Args:
+        lengths: [S] ids of each segment.
+        single: every bag holds one id. Ids are then handled as [S, B] and a constant is broadcast;
+            otherwise ids are flat and a constant is gathered.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], single: bool = False) -> None:
         self.lengths = list(lengths)
         self.total = sum(self.lengths)
-        self.equal = len(set(self.lengths)) == 1
+        self.single = single and self.total > 0
         self._index: Tensor | None = None
 
     def shape(self, ids: Tensor) -> Tensor:
-        """View ids [n] so that they broadcast with spread constants: [S, L] or [n]."""
-        return ids.view(len(self.lengths), -1) if self.equal and self.total else ids
+        """View ids [n] so that they broadcast with spread constants: [S, B] or [n]."""
+        return ids.view(len(self.lengths), -1) if self.single else ids
 
     def spread(self, constants: Tensor) -> Tensor:
         """Spread [..., S] over ids: [..., S, 1] or [..., n]."""
-        if self.equal and self.total:
+        if self.single:
             return constants.unsqueeze(-1)
         return constants[..., self.index(constants.device)]
 
@@ -115,6 +122,15 @@ class Segments:
             order = torch.arange(len(self.lengths), device=device)
             self._index = torch.repeat_interleave(order, lengths, output_size=self.total)
         return self._index
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """First position of each segment, and n: int64 [S + 1]."""
+        return np.cumsum([0, *self.lengths])
+
+
+Combine = Literal["concat", "sum", "mult"]
+"""How the K rows of an id become one vector: side by side, added, or multiplied."""
 
 
 class Sharing(nn.Module, ABC):
@@ -137,6 +153,11 @@ class Sharing(nn.Module, ABC):
         self.config = config
         self.width = tables[0].width
 
+    @property
+    def combine(self) -> Combine:
+        """How the K rows of an id become one vector; a concatenation is cut off at W numbers."""
+        return "concat"
+
     @classmethod
     @abstractmethod
     def allocate(
@@ -154,9 +175,9 @@ class Sharing(nn.Module, ABC):
     def encode(self, ids: Tensor, segments: Segments) -> Tensor:
         """Return rows [K, n] of ids [n], each in its physical table."""
 
-    @abstractmethod
-    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Combine the K vectors of each id: [K, n, d] -> [n, W]."""
+    def cut(self, vectors: Tensor) -> Tensor:
+        """Return combined vectors at the stored width W; the backward of a slice would copy them."""
+        return vectors if vectors.shape[-1] == self.width else vectors[..., : self.width]
 
 
 class Width(nn.Module, ABC):
@@ -198,7 +219,7 @@ class Width(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Return [n, D] from stored vectors [n, W]."""
+        """Return [.., D] from stored vectors [.., W]; ".." as in the module's text."""
 
 
 Parts = dict[str, Tensor]

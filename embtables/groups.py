@@ -7,7 +7,7 @@ read for an id, d width of physical rows, W stored width, D width granted to the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -27,14 +27,43 @@ class Ids:
     """The ids of one group in one batch.
 
     Attributes:
-        values: [n] int64, segment after segment.
+        values: [n] int64 or int32, segment after segment.
         segments: how they are cut into S segments.
-        lengths: [S, B] bag lengths, or None where every bag holds one id.
+        lengths: [S, B] bag lengths.
+        single: [S] whether every bag of the segment holds one id.
+        weights: [n] factor of each vector in its bag, or None.
     """
 
     values: Tensor
     segments: Segments
-    lengths: Tensor | None
+    lengths: Tensor
+    single: list[bool]
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where the features of a group are among the keys of a batch.
+
+    Attributes:
+        order: [S] position of each feature's key.
+        runs: the same as runs [first, last) of neighbouring keys.
+    """
+
+    order: list[int]
+    runs: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, order: list[int]) -> Keys:
+        """Find the runs of an order."""
+        cuts = [i for i in range(1, len(order)) if order[i] != order[i - 1] + 1]
+        starts, ends = [0, *cuts], [*cuts, len(order)]
+        return cls(order, [(order[i], order[j - 1] + 1) for i, j in zip(starts, ends, strict=True)])
+
+    def take(self, values: Tensor, offsets: Sequence[int]) -> Tensor:
+        """Return the values of these keys, key after key; a view where they are neighbours."""
+        parts = [values[offsets[first] : offsets[last]] for first, last in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Group(nn.Module):
@@ -61,11 +90,12 @@ class Group(nn.Module):
         self.dim = placed[0].granted
         tables = [one.table for one in placed]
         places = [one.places for one in placed]
-        self.read = Read(
-            tuple(tuple(t.name for t in column) for column in zip(*places, strict=True))
-        )
         config = placed[0].config
         self.sharing: Sharing = sharings.get(config.sharing.kind)(config.sharing, tables, places)
+        self.read = Read(
+            tuple(tuple(t.name for t in column) for column in zip(*places, strict=True)),
+            self.sharing.combine,
+        )
         self.width: Width = widths.get(config.width.kind)(config.width, tables)
         self.closed = [not vocabulary.open for vocabulary in vocabularies]
         limits = [0 if v.open else v.rows for v in vocabularies]  # 0: any id is inside
@@ -73,23 +103,25 @@ class Group(nn.Module):
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
         self.register_buffer("unknown", torch.tensor(unknown), persistent=False)
 
-    def select(self, kjt: KeyedJaggedTensor, order: Tensor, keys: list[int], single: bool) -> Ids:
+    def select(self, kjt: KeyedJaggedTensor, keys: Keys, single: Sequence[bool]) -> Ids:
         """Take the group's ids out of a batch.
 
         Args:
             kjt: the batch.
-            order: [S] position of each feature's key, as a tensor.
-            keys: the same as a list.
-            single: whether every bag of the batch holds one id.
+            keys: where its keys are.
+            single: for each key of the batch whether every bag holds one id.
         """
-        if single:
-            values = kjt.values().view(len(kjt.keys()), -1)
-            if keys != list(range(values.shape[0])):
-                values = values.index_select(0, order)
-            return Ids(values.reshape(-1), Segments([values.shape[1]] * len(keys)), None)
-        mine = kjt.permute(keys)
-        lengths = mine.lengths().view(len(keys), -1)
-        return Ids(mine.values().long(), Segments(mine.length_per_key()), lengths)
+        offsets = kjt.offset_per_key()
+        weights = kjt.weights_or_none()
+        cut = [offsets[key + 1] - offsets[key] for key in keys.order]
+        mine = [single[key] for key in keys.order]
+        return Ids(
+            keys.take(kjt.values(), offsets),
+            Segments(cut, single=all(mine)),
+            keys.take(kjt.lengths().view(len(single), -1), range(len(single) + 1)),
+            mine,
+            None if weights is None else keys.take(weights, offsets),
+        )
 
     def check(self, ids: Ids) -> Ids:
         """Send unknown ids of closed vocabularies to their out-of-vocabulary row.
@@ -97,16 +129,25 @@ class Group(nn.Module):
         Raises:
             ValueError: an unknown id where none is configured, with the feature, the id, the rows.
         """
-        if not any(self.closed):
+        if not any(self.closed) or self._inside(ids):
             return ids
         shaped, limits = ids.segments.shape(ids.values), ids.segments.spread(self.limits)
         outside = ((shaped >= limits) | (shaped < 0)) & (limits > 0)
-        if not bool(outside.any()):
-            return ids
         unknown = ids.segments.spread(self.unknown).expand_as(shaped)
         if bool((outside & (unknown < 0)).any()):
             self._refuse(ids, outside & (unknown < 0))
-        return Ids(torch.where(outside, unknown, shaped).flatten(), ids.segments, ids.lengths)
+        return replace(ids, values=torch.where(outside, unknown, shaped).flatten())
+
+    def _inside(self, ids: Ids) -> bool:
+        """Return whether all ids are inside their vocabularies."""
+        if ids.values.device.type == "cpu":
+            from embtables import parallel
+            from embtables.rows import kernels
+
+            bounds = ids.segments.bounds
+            return parallel.call(kernels.first_outside, ids.values, self.limits, bounds) < 0
+        shaped, limits = ids.segments.shape(ids.values), ids.segments.spread(self.limits)
+        return not bool((((shaped >= limits) | (shaped < 0)) & (limits > 0)).any())
 
     def _refuse(self, ids: Ids, bad: Tensor) -> None:
         position = int(bad.flatten().nonzero()[0])
@@ -119,39 +160,45 @@ class Group(nn.Module):
         )
 
     def pool(self, vectors: Tensor, ids: Ids) -> Tensor:
-        """Return pooled features [B, P * D] from the vectors [n, D] of all ids."""
-        count = len(self.pooled)
-        if ids.lengths is None:
-            pooled = vectors.view(len(self.features), -1, self.dim)[:count]
-            return pooled.transpose(0, 1).flatten(1)
+        """Return pooled features [B, P * D] from the vectors [.., D] of all ids.
+
+        With weights a bag is the sum of weight * vector, for a mean divided by its length, as
+        FBGEMM does.
+        """
+        if ids.weights is not None:
+            vectors = vectors * ids.segments.shape(ids.weights).unsqueeze(-1)
+        if ids.segments.single:
+            # The backward of a slice copies, even that of a whole one.
+            mine = vectors if len(self.pooled) == len(vectors) else vectors[: len(self.pooled)]
+            return mine.transpose(0, 1).flatten(1)
         pieces, first, start = [], 0, 0
         for pooling, run in groupby(self.pooled, key=lambda feature: feature.pooling):
             last = first + len(list(run))
-            lengths = ids.lengths[first:last]
             end = start + sum(ids.segments.lengths[first:last])
-            reduced = torch.segment_reduce(
-                vectors[start:end],
-                pooling,
-                lengths=lengths.flatten(),
-                axis=0,
-                initial=0,
-                unsafe=True,
-            )
-            pieces.append(reduced.view(*lengths.shape, self.dim).transpose(0, 1).flatten(1))
+            pieces.append(self._pool(vectors[start:end], pooling, ids, first, last))
             first, start = last, end
         return torch.cat(pieces, dim=1)
 
-    def sequences(self, vectors: Tensor, ids: Ids, batch: int) -> dict[str, JaggedTensor]:
+    def _pool(self, vectors: Tensor, pooling: str, ids: Ids, first: int, last: int) -> Tensor:
+        """Return segments first .. last - 1 pooled, [B, (last - first) * D]."""
+        lengths = ids.lengths[first:last]
+        if not all(ids.single[first:last]):
+            vectors = torch.segment_reduce(
+                vectors, pooling, lengths=lengths.flatten(), axis=0, initial=0, unsafe=True
+            )
+        return vectors.view(*lengths.shape, self.dim).transpose(0, 1).flatten(1)
+
+    def sequences(self, vectors: Tensor, ids: Ids) -> dict[str, JaggedTensor]:
         """Return the features that are not pooled, one vector an id."""
         first = len(self.pooled)
-        lengths = ids.lengths
-        if lengths is None:
-            lengths = torch.ones(len(self.features), batch, dtype=torch.long, device=vectors.device)
-        parts = vectors.split(ids.segments.lengths)
+        if first == len(self.features):
+            return {}
+        single = ids.segments.single
+        parts = vectors.unbind(0) if single else vectors.split(ids.segments.lengths)
         return {
-            feature.name: JaggedTensor(part, lengths=length)
-            for feature, part, length in zip(
-                self.features[first:], parts[first:], lengths[first:], strict=True
+            feature.name: JaggedTensor(part, lengths=lengths)
+            for feature, part, lengths in zip(
+                self.features[first:], parts[first:], ids.lengths[first:], strict=True
             )
         }
 

@@ -29,8 +29,9 @@ from embtables.compressor import (
 )
 from embtables.features import Feature, Vocabulary
 from embtables.groups import Group, as_packed
-from embtables.rows.arena import Arena, ArenaReader
-from embtables.rows.store import RowStore
+from embtables.rows.arena import Arena, ArenaReader, combined
+from embtables.rows.gather import FORMS, Gather, as_vectors
+from embtables.rows.store import Read, RowStore
 from embtables.tables import EmbeddingTables, Lookup
 
 FORMAT = 1
@@ -88,7 +89,7 @@ class _FrozenStore(nn.Module):
     def __init__(
         self,
         decided: Plan,
-        reads: Sequence[Any],
+        reads: Sequence[Read],
         tensors: Mapping[str, Tensor],
         arenas: Mapping[str, Sequence[str]],
     ) -> None:
@@ -102,20 +103,24 @@ class _FrozenStore(nn.Module):
             precision = physical[members[0]][1].precision
             self.arenas[name] = Arena([physical[member][0] for member in members], precision, parts)
             where |= dict.fromkeys(members, name)
-        self.read_arenas = [where[read.tables[0][0]] for read in reads]
-        self.readers = nn.ModuleList(
-            ArenaReader(read, cast(Arena, self.arenas[name]))
-            for read, name in zip(reads, self.read_arenas, strict=True)
-        )
+        held = [cast(Arena, self.arenas[where[read.tables[0][0]]]) for read in reads]
+        self.readers = nn.ModuleList(map(ArenaReader, reads, held))
+        self._gathers = list(map(Gather, cast(list[ArenaReader], list(self.readers)), held))
 
     def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
-        """Return vectors [K, n, d] for the rows [K, n] of every group."""
+        """Return the combined vectors of every group, as a row store does."""
         return [
-            cast(Arena, self.arenas[name]).gather(reader(row, cut))
-            for reader, name, row, cut in zip(
-                self.readers, self.read_arenas, rows, segments, strict=True
-            )
+            self._read(gather, row, cut)
+            for gather, row, cut in zip(self._gathers, rows, segments, strict=True)
         ]
+
+    def _read(self, gather: Gather, rows: Tensor, segments: Segments) -> Tensor:
+        arena = gather.arena
+        assert arena.precision is not None
+        if rows.device.type == "cpu" and arena.precision.config.kind in FORMS:
+            return as_vectors(gather(rows, segments)[1])
+        vectors = arena.gather(gather.reader(rows, segments))
+        return combined(vectors, gather.combine, segments)
 
 
 def pack_tensors(tables: EmbeddingTables) -> tuple[dict[str, Tensor], dict[str, Any]]:

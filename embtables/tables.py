@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from embtables.budget import Plan, parse_bytes, plan, plan_bytes, uncompressed_bytes
 from embtables.compressor import Table, TableConfig, parse_table
 from embtables.features import Feature, Vocabulary, by_name
-from embtables.groups import Group, Ids, as_packed, build_groups
+from embtables.groups import Group, Ids, Keys, as_packed, build_groups
 from embtables.rows.optimizers import RowOptimizer
 from embtables.rows.store import Init, RowStore, StoreSpec, backends
 from embtables.torchrec_types import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -68,7 +68,7 @@ class Lookup(nn.Module):
         self._pooled = [f for f in self.features if f.pooling != "none"]
         self._sequences = [f for f in self.features if f.pooling == "none"]
         self.register_buffer("_columns", self._column_order(), persistent=False)
-        self._orders: dict[tuple[str, ...], list[tuple[Tensor, list[int]]]] = {}
+        self._found_keys: dict[tuple[str, ...], list[Keys]] = {}
 
     def forward(self, kjt: KeyedJaggedTensor) -> KeyedTensor | dict[str, JaggedTensor] | Found:
         """Return what the TorchRec collection in its place would.
@@ -85,16 +85,13 @@ class Lookup(nn.Module):
         """Return pooled features [B, sum of D] and sequences, vectors [ids of the feature, D].
 
         Raises:
-            ValueError: a key is missing from the batch, an id is outside its vocabulary, or the
-                batch has weights.
+            ValueError: a key is missing from the batch, or an id is outside its vocabulary.
         """
-        if kjt.weights_or_none() is not None:
-            raise ValueError("the batch has weights; embtables pools without them: drop them first")
         groups = [cast(Group, group) for group in self.groups]
-        single = kjt.values().numel() == kjt.lengths().numel() and bool((kjt.lengths() == 1).all())
+        single = (kjt.lengths().view(len(kjt.keys()), -1) == 1).all(1).tolist()
         picked = [
-            group.check(group.select(kjt, order, keys, single))
-            for group, (order, keys) in zip(groups, self._key_order(kjt), strict=True)
+            group.check(group.select(kjt, keys, single))
+            for group, keys in zip(groups, self._keys(tuple(kjt.keys())), strict=True)
         ]
         cuts = [ids.segments for ids in picked]
         rows = [
@@ -103,7 +100,7 @@ class Lookup(nn.Module):
         ]
         read = self.store.lookup(rows, cuts)
         vectors = [
-            group.width.decode(group.sharing.decode(found, cut), cut)
+            group.width.decode(group.sharing.cut(found), cut)
             for group, found, cut in zip(groups, read, cuts, strict=True)
         ]
         self._observe(groups, picked, vectors)
@@ -115,14 +112,11 @@ class Lookup(nn.Module):
     def _gather(
         self, groups: list[Group], picked: list[Ids], vectors: list[Tensor], batch: int
     ) -> Found:
-        sequences = {}
+        sequences, pieces = {}, []
         for group, ids, found in zip(groups, picked, vectors, strict=True):
-            sequences |= group.sequences(found, ids, batch)
-        pieces = [
-            group.pool(found, ids)
-            for group, ids, found in zip(groups, picked, vectors, strict=True)
-            if group.pooled
-        ]
+            sequences |= group.sequences(found, ids)
+            if group.pooled:
+                pieces.append(group.pool(found, ids))
         if not pieces:
             values = vectors[0].new_zeros(batch, 0)
         else:
@@ -135,27 +129,26 @@ class Lookup(nn.Module):
     def _column_order(self) -> Tensor:
         """Return the column order that brings grouped features into feature order; empty if it does."""
         start, columns = 0, {}
-        for feature in (feature for group in self.groups for feature in cast(Group, group).pooled):
+        groups = [cast(Group, group) for group in self.groups]
+        for feature in (feature for group in groups for feature in group.pooled):
             columns[feature.name] = range(start, start := start + self.dims[feature.name])
         order = [column for feature in self._pooled for column in columns[feature.name]]
         return torch.tensor([] if order == sorted(order) else order, dtype=torch.long)
 
-    def _key_order(self, kjt: KeyedJaggedTensor) -> list[tuple[Tensor, list[int]]]:
-        keys = tuple(kjt.keys())
-        if keys not in self._orders:
+    def _keys(self, keys: tuple[str, ...]) -> list[Keys]:
+        """Return where each group finds its features in a batch with these keys."""
+        if keys not in self._found_keys:
             place = {key: position for position, key in enumerate(keys)}
             missing = sorted({f.key for f in self.features} - place.keys())
             if missing:
                 raise ValueError(
                     f"the batch has no key {', '.join(map(repr, missing))}; it has {', '.join(keys)}"
                 )
-            device = kjt.values().device
-            orders = []
-            for group in self.groups:
-                order = [place[feature.key] for feature in cast(Group, group).features]
-                orders.append((torch.tensor(order, device=device), order))
-            self._orders[keys] = orders
-        return self._orders[keys]
+            self._found_keys[keys] = [
+                Keys.of([place[feature.key] for feature in cast(Group, group).features])
+                for group in self.groups
+            ]
+        return self._found_keys[keys]
 
 
 class EmbeddingTables(Lookup):
@@ -169,8 +162,8 @@ class EmbeddingTables(Lookup):
         budget: bytes of all tables when packed: a number or ``"10MB"``.
         ratio: the same as a share of the uncompressed float32 bytes.
         optimizer: row optimizer, applied by `step`; None leaves rows to any torch optimizer.
-        backend: row store: reference, torchrec, or auto (torchrec on CUDA where it can, else
-            reference).
+        backend: row store: native, reference, torchrec, or auto (native on CPU and torchrec on CUDA
+            where they can, else reference).
         init: initial values of rows.
         seed: seed of initial values and stochastic rounding; hashes do not depend on it.
         mini_batch_l2: lambda of the mini-batch-aware L2 of DIN (`penalty`).
@@ -356,15 +349,14 @@ class _MiniBatchL2:
                 shaped.flatten(), return_inverse=True, return_counts=True
             )
             weight = 1 / (self.counts.to(device)[keys] * times)
-            total = total + (weight[inverse] * found.square().sum(dim=1)).sum()
+            total = total + (weight[inverse] * found.square().sum(dim=-1).flatten()).sum()
         return self.strength / 2 * total
 
 
 def pick_backend(spec: StoreSpec) -> str:
-    """Return torchrec on CUDA unless it refuses what is asked, else reference."""
-    if spec.device.type != "cuda" or backends.get("torchrec").refusals(spec):
-        return "reference"
-    return "torchrec"
+    """Return native on CPU and torchrec on CUDA, unless it refuses what is asked: then reference."""
+    name = "torchrec" if spec.device.type == "cuda" else "native"
+    return "reference" if backends.get(name).refusals(spec) else name
 
 
 def logical_tables(

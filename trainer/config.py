@@ -117,10 +117,10 @@ class TrainConfig(Config):
         ge=1,
         description="at most that many batches of every split, to try things out",
     )
-    bfloat16: bool = Field(
-        default=False,
-        description="the network computes in bfloat16 while training; what is packed is measured "
-        "in float32",
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="fp32",
+        description="of the network while training; tables and loss are float32, and so is the "
+        "packed model that is measured; auto: bf16 where the device has the instructions",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

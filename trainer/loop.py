@@ -143,6 +143,7 @@ class Trainer:
         if config.budget is None and config.ratio is None and follows_share(config.table):
             log.warning("table %s without budget or ratio: nothing shrinks", config.table)
         self.device = pick_device(self.options.device)
+        self.bfloat16 = use_bfloat16(self.options.precision, self.device)
         torch.manual_seed(self.options.seed)
         self.inputs = model_inputs(store)
         kind = models.get(config.model.kind)
@@ -337,8 +338,9 @@ class Trainer:
         return self._forward(batch.to(self.device)).float()
 
     def _forward(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bfloat16):
-            return self.model(batch.dense, *self.tables.lookup(batch.features))
+        pooled, sequences = self.tables.lookup(batch.features)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.model(batch.dense, pooled, sequences)
 
     def _reduce_lr(self) -> None:
         rule = self.options.reduce_lr
@@ -479,6 +481,15 @@ def pick_device(name: str) -> torch.device:
         raise ValueError("train.device: cuda is not available here; use train.device=cpu")
     use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_cuda else "cpu")
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Return whether the network computes in bfloat16: asked for, or auto and fast on the device."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def peak_memory() -> int:

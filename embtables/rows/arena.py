@@ -5,13 +5,15 @@ A gather then serves any number of tables, and packing writes one tensor for all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from embtables.compressor import Parts, Precision, RowTable, Segments
-from embtables.rows.store import Read
+from embtables.compressor import Combine, Parts, Precision, RowTable, Segments
+from embtables.rows.store import Read, RowStore, StoreSpec
 
 
 class Arena(nn.Module):
@@ -75,13 +77,25 @@ class ArenaReader(nn.Module):
         super().__init__()
         base = torch.tensor([[arena.base[name] for name in names] for names in read.tables])
         self.register_buffer("base", base, persistent=False)
+        self.combine: Combine = read.combine
 
     def forward(self, rows: Tensor, segments: Segments) -> Tensor:
         """Return arena rows [K, n] of table rows [K, n]."""
-        if segments.equal and segments.total:
+        if segments.single:
             shaped = rows.view(len(rows), len(segments.lengths), -1)
             return (shaped + self.base.unsqueeze(-1)).view(len(rows), -1)
         return rows + segments.spread(self.base)
+
+
+def combined(vectors: Tensor, combine: Combine, segments: Segments) -> Tensor:
+    """Combine [K, n, d] as a store's look-up returns it: [S, B, C], or [n, C]."""
+    if combine == "sum":
+        found = vectors.sum(0)
+    elif combine == "mult":
+        found = reduce(torch.mul, vectors.unbind(0))
+    else:
+        found = vectors[0] if len(vectors) == 1 else vectors.transpose(0, 1).flatten(1)
+    return found.view(len(segments.lengths), -1, found.shape[1]) if segments.single else found
 
 
 def build_arenas(
@@ -103,3 +117,78 @@ def build_arenas(
         precision = stored[group[0].name]
         arenas[name] = Arena(group, precision, make(group, precision), trainable)
     return arenas, where
+
+
+class ArenaStore(RowStore):
+    """What stores that keep their rows in arenas have in common: rows, state, saving.
+
+    A training state is the same for all of them, so that one backend continues from another.
+    """
+
+    def __init__(self, spec: StoreSpec) -> None:
+        super().__init__(spec)
+
+        def first_rows(members: list[RowTable], precision: Precision | None) -> Parts:
+            dim = members[0].dim
+            rows = torch.empty(sum(table.rows for table in members), dim, dtype=spec.dtype)
+            start = 0
+            for table in members:
+                rows[start : start + table.rows] = spec.first_rows(table)
+                start += table.rows
+            rows = rows.to(spec.device)
+            return precision.encode(rows) if precision else {"values": rows}
+
+        stored = {name: p if p.while_training else None for name, p in spec.precisions.items()}
+        self.arenas, self.where = build_arenas(
+            spec.tables, stored, first_rows, trainable=spec.optimizer is None
+        )
+        self.read_arenas = [self.where[read.tables[0][0]] for read in spec.reads]
+        self.readers = nn.ModuleList(
+            ArenaReader(read, self.arena(name))
+            for read, name in zip(spec.reads, self.read_arenas, strict=True)
+        )
+        self.steps = 0
+        like = torch.empty(0, dtype=spec.dtype, device=spec.device)
+        self.state = {
+            name: spec.optimizer.state(*arena.values.shape, like=like)
+            for name, arena in self.named_arenas()
+            if spec.optimizer
+        }
+        self.to(spec.device)
+
+    def arena(self, name: str) -> Arena:
+        """Return an arena by its name."""
+        return cast(Arena, self.arenas[name])
+
+    def named_arenas(self) -> Iterator[tuple[str, Arena]]:
+        """Return every arena with its name."""
+        return ((name, cast(Arena, arena)) for name, arena in self.arenas.items())
+
+    def export(self, name: str) -> Parts:
+        """Return a table as it is held, as views."""
+        table = self.arena(self.where[name]).table(name)
+        return {key: part.detach() for key, part in table.items()}
+
+    @torch.no_grad()
+    def load(self, name: str, rows: Tensor) -> None:
+        """Set a table from float values."""
+        arena = self.arena(self.where[name])
+        stored = arena.precision.encode(rows) if arena.precision else {"values": rows}
+        for key, part in arena.table(name).items():
+            part.copy_(stored[key])
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return arenas, optimizer state and step."""
+        flat = {f"rows.{key}": tensor.detach() for key, tensor in self.arenas.state_dict().items()}
+        for name, state in self.state.items():
+            flat |= {f"optimizer.{name}.{key}": tensor for key, tensor in state.items()}
+        flat["step"] = torch.tensor(self.steps)
+        return flat
+
+    @torch.no_grad()
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a saved state in place."""
+        for key, tensor in self.training_state().items():
+            if key.startswith(("rows.", "optimizer.")):
+                tensor.copy_(state[key])
+        self.steps = int(state["step"])

@@ -10,47 +10,26 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from embtables.compressor import Parts, Precision, RowTable, Segments
-from embtables.rows.arena import Arena, ArenaReader, build_arenas
+from embtables.compressor import Segments
+from embtables.rows.arena import ArenaReader, ArenaStore, combined
 from embtables.rows.optimizers import (
     DenseAdam,
     slices,
     sum_by_row,
     write_back,
 )
-from embtables.rows.store import RowStore, StoreSpec, backends
+from embtables.rows.store import StoreSpec, backends
 
 
 @backends.register("reference")
-class ReferenceStore(RowStore):
+class ReferenceStore(ArenaStore):
     """Rows in arenas, updated row by row in plain PyTorch."""
 
     def __init__(self, spec: StoreSpec) -> None:
         super().__init__(spec)
         self.generator = torch.Generator(spec.device).manual_seed(spec.seed)
-
-        def first_rows(members: list[RowTable], precision: Precision | None) -> Parts:
-            rows = torch.cat([spec.first_rows(table) for table in members]).to(spec.device)
-            return precision.encode(rows) if precision else {"values": rows}
-
-        stored = {name: p if p.while_training else None for name, p in spec.precisions.items()}
-        self.arenas, self.where = build_arenas(
-            spec.tables, stored, first_rows, trainable=spec.optimizer is None
-        )
-        self.readers = nn.ModuleList(
-            ArenaReader(read, self._arena(read.tables[0][0])) for read in spec.reads
-        )
-        self.read_arenas = [self.where[read.tables[0][0]] for read in spec.reads]
-        self.steps = 0
-        like = torch.empty(0, dtype=spec.dtype, device=spec.device)
-        self.state = {
-            name: spec.optimizer.state(*arena.values.shape, like=like)
-            for name, arena in self._named_arenas()
-            if spec.optimizer
-        }
-        self.to(spec.device)
         self._reads: list[tuple[str, Tensor, Tensor]] = []
         self._grads: dict[str, tuple[Tensor | None, Tensor]] | None = None
 
@@ -84,11 +63,11 @@ class ReferenceStore(RowStore):
             self.readers, self.read_arenas, rows, segments, strict=True
         ):
             place = reader(row, cut)
-            vectors = cast(Arena, self.arenas[name]).gather(place)
+            vectors = self.arena(name).gather(place)
             if self.optimizer and self.training and torch.is_grad_enabled():
                 vectors = vectors.detach().requires_grad_()
                 self._reads.append((name, place, vectors))
-            found.append(vectors)
+            found.append(combined(vectors, cast(ArenaReader, reader).combine, cut))
         return found
 
     @torch.no_grad()
@@ -98,7 +77,7 @@ class ReferenceStore(RowStore):
             return
         self.steps += 1
         for name, (rows, grads) in self._gradients().items():
-            arena = cast(Arena, self.arenas[name])
+            arena = self.arena(name)
             if rows is None:
                 new = self.optimizer.apply(
                     arena.values, grads, self.state[name], self.steps, self.lr
@@ -135,41 +114,15 @@ class ReferenceStore(RowStore):
         for _, grads in self._gradients().values():
             grads.mul_(factor)
 
-    def export(self, name: str) -> Parts:
-        """Return a table as it is held, as views."""
-        return {key: part.detach() for key, part in self._arena(name).table(name).items()}
-
-    @torch.no_grad()
-    def load(self, name: str, rows: Tensor) -> None:
-        """Set a table from float values."""
-        arena = self._arena(name)
-        stored = arena.precision.encode(rows) if arena.precision else {"values": rows}
-        for key, part in arena.table(name).items():
-            part.copy_(stored[key])
-
     def training_state(self) -> dict[str, Tensor]:
         """Return arenas, optimizer state, step and the rounding generator."""
-        flat = {f"rows.{key}": tensor.detach() for key, tensor in self.arenas.state_dict().items()}
-        for name, state in self.state.items():
-            flat |= {f"optimizer.{name}.{key}": tensor for key, tensor in state.items()}
-        flat["step"] = torch.tensor(self.steps)
-        flat["generator"] = self.generator.get_state()
-        return flat
+        return super().training_state() | {"generator": self.generator.get_state()}
 
-    @torch.no_grad()
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Copy a saved state in place."""
-        for key, tensor in self.training_state().items():
-            if key.startswith(("rows.", "optimizer.")):
-                tensor.copy_(state[key])
-        self.steps = int(state["step"])
-        self.generator.set_state(state["generator"].cpu())
-
-    def _arena(self, table: str) -> Arena:
-        return cast(Arena, self.arenas[self.where[table]])
-
-    def _named_arenas(self) -> list[tuple[str, Arena]]:
-        return [(name, cast(Arena, arena)) for name, arena in self.arenas.items()]
+        """Copy a saved state in place; another backend's has no rounding generator."""
+        super().load_training_state(state)
+        if "generator" in state:
+            self.generator.set_state(state["generator"].cpu())
 
     def _gradients(self) -> dict[str, tuple[Tensor | None, Tensor]]:
         """Return arena -> (distinct rows or None for all, summed gradients), once a step."""
@@ -177,7 +130,7 @@ class ReferenceStore(RowStore):
             return self._grads
         dense = self.optimizer if isinstance(self.optimizer, DenseAdam) else None
         self._grads = {}
-        for name, arena in self._named_arenas():
+        for name, arena in self.named_arenas():
             reads = [(rows, leaf) for at, rows, leaf in self._reads if at == name]
             reads = [
                 (rows.flatten(), leaf.grad.flatten(0, -2))

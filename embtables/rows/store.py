@@ -1,6 +1,7 @@
 """The contract of a row store: all physical tables of all compressors, and their optimizer.
 
-Shape letters: K rows read for an id, S segments of a group, n ids of a group, d numbers in a row.
+Shape letters: K rows read for an id, S segments of a group, B rows of a batch, n ids of a group,
+d numbers in a row, C numbers of a combined vector (K * d if concatenated, else d).
 
 A store is built with the static plan of what will be read (`Read`, one for each group), so that a
 backend can fuse, place or shard it. A training step is
@@ -22,7 +23,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from embtables.compressor import Parts, Precision, RowTable, Segments
+from embtables.compressor import Combine, Parts, Precision, RowTable, Segments
 from embtables.hashing import salt
 from embtables.registry import Config, Registry
 from embtables.rows.optimizers import RowOptimizer
@@ -30,9 +31,15 @@ from embtables.rows.optimizers import RowOptimizer
 
 @dataclass(frozen=True)
 class Read:
-    """Which physical tables a group reads: [K][S] names, all of one width."""
+    """What a group reads.
+
+    Attributes:
+        tables: names of the physical tables, [K][S], all of one width and precision.
+        combine: how the K rows of an id become one vector.
+    """
 
     tables: tuple[tuple[str, ...], ...]
+    combine: Combine
 
 
 class Init(Config):
@@ -111,7 +118,10 @@ class RowStore(nn.Module, ABC):
 
     @abstractmethod
     def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
-        """Return vectors [K, n, d] for the rows [K, n] of every group."""
+        """Return the combined vectors of the rows [K, n] of every group.
+
+        They are [S, B, C] if every bag of the batch holds one id (`Segments.single`), else [n, C].
+        """
 
     def step(self) -> None:
         """Update the rows read since the last step."""

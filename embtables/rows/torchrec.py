@@ -17,6 +17,7 @@ from torch import Tensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 from embtables.compressor import Parts, Segments
+from embtables.rows.arena import combined
 from embtables.rows.store import Read, RowStore, StoreSpec, backends
 from embtables.torchrec_types import KeyedJaggedTensor
 
@@ -118,13 +119,14 @@ class TorchRecStore(RowStore):
         )
         pooled = self._module()(ids).to_dict()
         found, start = [], 0
-        for row, cut, read in zip(rows, cuts, self.reads, strict=True):
+        for row, cut, segment, read in zip(rows, cuts, segments, self.reads, strict=True):
             dim = self.tables[read.tables[0][0]].dim
             parts = [
                 pooled[name][:length, :dim]
                 for name, length in zip(names[start : start + len(cut)], cut, strict=True)
             ]
-            found.append(torch.cat(parts).view(len(row), -1, dim))
+            vectors = torch.cat(parts).view(len(row), -1, dim)
+            found.append(combined(vectors, read.combine, segment))
             start += len(cut)
         return found
 

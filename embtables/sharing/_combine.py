@@ -1,12 +1,8 @@
-"""How two vectors of an id become one: concatenation, sum or product."""
+"""How two rows of an id become one vector: their widths, and concatenation, sum or product."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import Tensor
-
-Combine = Literal["sum", "concat", "mult"]
+from embtables.compressor import Combine
 
 
 def part_width(width: int, combine: Combine) -> int:
@@ -19,14 +15,6 @@ def concatenates(width: int, combine: Combine) -> bool:
     return combine == "concat" and width > 1
 
 
-def combine_two(vectors: Tensor, width: int, combine: Combine) -> Tensor:
-    """Combine [2, n, d] to [n, width]."""
-    if concatenates(width, combine):
-        return concatenate(vectors, width)
-    return vectors[0] * vectors[1] if combine == "mult" else vectors[0] + vectors[1]
-
-
-def concatenate(vectors: Tensor, width: int) -> Tensor:
-    """Lay the K vectors of each id side by side, [K, n, d] -> [n, width]; surplus numbers go."""
-    flat = vectors.transpose(0, 1).flatten(1)
-    return flat[:, :width]
+def combination(width: int, combine: Combine) -> Combine:
+    """Return how two parts become a vector of `width` numbers."""
+    return "sum" if combine == "concat" and not concatenates(width, combine) else combine

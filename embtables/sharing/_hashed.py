@@ -64,6 +64,11 @@ class HashedSharing(Sharing):
 
     def encode(self, ids: Tensor, segments: Segments) -> Tensor:
         """Return hashed rows [K, n] of ids [n]."""
+        if ids.device.type == "cpu":
+            from embtables import parallel
+            from embtables.rows import kernels
+
+            return parallel.call(kernels.hash_rows, ids, self.salts, self.rows, segments.bounds)
         found = hash_rows(
             segments.shape(ids), segments.spread(self.salts), segments.spread(self.rows)
         )

@@ -14,10 +14,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from torch import Tensor
-
-from embtables.compressor import RowTable, Segments, Table, sharings
-from embtables.sharing._combine import combine_two, concatenates, part_width
+from embtables.compressor import Combine, RowTable, Table, sharings
+from embtables.sharing._combine import combination, concatenates, part_width
 from embtables.sharing._hashed import HashConfig, HashedSharing, stays_exact
 
 
@@ -47,6 +45,7 @@ class DoubleHash(HashedSharing):
                 places[table.name] = (row_table, row_table)
         return places
 
-    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Sum or concatenate the two vectors of each id."""
-        return combine_two(vectors, self.width, self.config.combine)
+    @property
+    def combine(self) -> Combine:
+        """As configured."""
+        return combination(self.width, self.config.combine)

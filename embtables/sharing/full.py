@@ -48,7 +48,3 @@ class Full(Sharing):
     def encode(self, ids: Tensor, segments: Segments) -> Tensor:
         """Return ids [n] as rows [1, n]."""
         return ids.reshape(1, -1)
-
-    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Return the only vector of each id."""
-        return vectors[0]

@@ -12,9 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from torch import Tensor
-
-from embtables.compressor import RowTable, Segments, Table, sharings
+from embtables.compressor import RowTable, Table, sharings
 from embtables.sharing._hashed import HashConfig, HashedSharing, stays_exact
 
 
@@ -37,7 +35,3 @@ class Hash(HashedSharing):
             for table in tables
             if not stays_exact(table, rows := max(1, math.ceil(share * table.rows)), config)
         }
-
-    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Return the only vector of each id."""
-        return vectors[0]

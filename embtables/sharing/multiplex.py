@@ -17,10 +17,8 @@ from itertools import count
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from embtables.compressor import RowTable, Segments, Table, sharings
-from embtables.sharing._combine import concatenate
+from embtables.compressor import RowTable, Table, sharings
 from embtables.sharing._hashed import HashConfig, HashedSharing
 
 TINY = 5
@@ -72,7 +70,3 @@ class Multiplex(HashedSharing):
             )
             for table in tables
         }
-
-    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Concatenate the c vectors of each id."""
-        return concatenate(vectors, self.width)

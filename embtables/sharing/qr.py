@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from embtables.compressor import RowTable, Segments, Sharing, Table, sharings
+from embtables.compressor import Combine, RowTable, Segments, Sharing, Table, sharings
 from embtables.registry import Config
-from embtables.sharing._combine import combine_two, concatenates, part_width
+from embtables.sharing._combine import combination, concatenates, part_width
 
 
 @sharings.register("qr")
@@ -87,13 +87,19 @@ class QR(Sharing):
 
     def encode(self, ids: Tensor, segments: Segments) -> Tensor:
         """Return quotient and remainder rows [2, n]."""
+        if ids.device.type == "cpu":
+            from embtables import parallel
+            from embtables.rows import kernels
+
+            return parallel.call(kernels.divide, ids, self.divisors, segments.bounds)
         ids, divisors = segments.shape(ids), segments.spread(self.divisors)
         quotients = torch.div(ids, divisors, rounding_mode="floor")
         return torch.stack((quotients.flatten(), (ids - quotients * divisors).flatten()))
 
-    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Multiply, sum or concatenate the two vectors of each id."""
-        return combine_two(vectors, self.width, self.config.combine)
+    @property
+    def combine(self) -> Combine:
+        """As configured."""
+        return combination(self.width, self.config.combine)
 
 
 def divisor(rows: int, target: float) -> int:

@@ -80,13 +80,11 @@ class MixedDimension(Width):
             nn.init.normal_(self.projection, std=std, generator=generator)
 
     def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Project [n, W] to [n, D], each segment with its table's matrix."""
+        """Project each segment with its table's matrix."""
         if not self.projects:
             return vectors
         matrices = self.projection[self.owner]
-        if segments.equal:
-            return torch.bmm(vectors.view(len(matrices), -1, vectors.shape[1]), matrices).flatten(
-                0, 1
-            )
+        if segments.single:
+            return torch.bmm(vectors, matrices)
         cut = vectors.split(segments.lengths)
         return torch.cat([part @ matrix for part, matrix in zip(cut, matrices, strict=True)])

@@ -124,7 +124,7 @@ def test_show_resolves_names_origins_and_loads_no_torchrec() -> None:
         origins[text.strip()] = origin
     assert origins["epochs: 3"] == "command line"
     assert origins["batch_size: 4096"] == "preset"
-    assert origins["bfloat16: false"] == "default"
+    assert origins["precision: fp32"] == "default"
     assert "torchrec" not in done.err
 
 

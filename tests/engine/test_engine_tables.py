@@ -110,7 +110,7 @@ def test_a_second_method_of_a_name_is_refused() -> None:
         ({"ratio": -1.0}, "ratio must be positive"),
         ({"budget": "ten"}, "is not a size in bytes"),
         ({"fields": {"aa": "full"}}, r'fields.aa: no such table. Did you mean "a"'),
-        ({"backend": "native"}, "unknown backend 'native'"),
+        ({"backend": "turbo"}, "unknown backend 'turbo'"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
@@ -287,12 +287,18 @@ def test_packing_float64_tables_gives_float32(kjt: Kjt, tmp_path: Path) -> None:
         assert tables.bytes().inference == tables.pack(tmp_path / "tables")
 
 
-def test_weights_are_refused_not_dropped() -> None:
-    ids = KeyedJaggedTensor(
-        keys=["a", "b"],
-        values=torch.tensor([1, 2]),
-        weights=torch.tensor([0.0, 2.0]),
-        lengths=torch.ones(2, dtype=torch.long),
-    )
-    with pytest.raises(ValueError, match="has weights"):
-        _two()(ids)
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1], [2, 0, 1, 3]])
+def test_weighted_pooling_is_that_of_torchrec(lengths: list[int]) -> None:
+    tables = _two()
+    bags = torch.tensor(lengths)
+    ids = torch.arange(int(bags.sum())) % 3
+    weights = torch.linspace(-1, 2, len(ids))
+    kjt = KeyedJaggedTensor(["a", "b"], ids, weights, lengths=bags)
+    rows = {name: tables.store.export(name)["values"] for name in "ab"}
+    found = tables(kjt).to_dict()
+    first = int(bags[:2].sum())
+    for name, cut in (("a", slice(0, first)), ("b", slice(first, None))):
+        mine = bags[:2] if name == "a" else bags[2:]
+        vectors = rows[name][ids[cut]] * weights[cut, None]
+        expected = torch.stack([part.sum(0) for part in vectors.split(mine.tolist())])
+        torch.testing.assert_close(found[name], expected)

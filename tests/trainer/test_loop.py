@@ -236,8 +236,9 @@ def test_limit_batches(tiny: Tiny, tmp_path: Path) -> None:
     assert summary["test"]["rows"] == 100
 
 
-def test_bfloat16_trains(tiny: Tiny, tmp_path: Path) -> None:
-    assert train(tiny("train.bfloat16=true"), tmp_path)["test"]["auc"] > 0.8
+@pytest.mark.parametrize("precision", ["bf16", "auto"])
+def test_bfloat16_trains(tiny: Tiny, tmp_path: Path, precision: str) -> None:
+    assert train(tiny(f"train.precision={precision}"), tmp_path)["test"]["auc"] > 0.8
 
 
 def test_dry_run_reports_and_keeps_nothing(

@@ -1,0 +1,259 @@
+"""native: Numba kernels on the CPU, one process. Fused backward and optimizer, any width from 1.
+
+A look-up writes the vectors of a batch into a leaf tensor, the ids of a batch row side by side, so
+that pooling single-valued features copies nothing. After backward the leaf holds the gradients, and
+the step sums them by row and updates the distinct rows in one pass (`kernels.step`).
+
+Shape letters: B rows of a batch, S segments of a group, K rows read for an id, n ids, N = n * K rows
+read, d width of a row, C width of a combined vector.
+
+Memory beside rows and optimizer state: 8 (place) + 8 (entry) + 4 (chain) bytes for each of the N rows
+read, the vectors themselves, and 4 bytes * T * 2^(log2 R - 9) for heads of chains; all of it is kept
+from step to step, so that a steady state allocates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embtables import parallel
+from embtables.compressor import Combine, Segments
+from embtables.rows import kernels
+from embtables.rows.arena import Arena, ArenaReader, ArenaStore
+from embtables.rows.gather import FORMS, NOTHING, Buffers, Gather, as_vectors, stored_rows
+from embtables.rows.optimizers import Adam, DenseAdam
+from embtables.rows.store import StoreSpec, backends
+
+_KINDS = {
+    "sgd": kernels.SGD,
+    "rowwise_adagrad": kernels.ROWWISE_ADAGRAD,
+    "adagrad": kernels.ADAGRAD,
+    "adam": kernels.ADAM,
+    "dense_adam": kernels.ADAM,
+}
+
+
+@dataclass
+class _Read:
+    """What the backward of one look-up needs: places [N], the leaf, and the factors of products."""
+
+    place: Tensor
+    leaf: Tensor
+    probes: int
+    combine: Combine
+    factors: Tensor
+
+    def gradients(self, buffers: Buffers) -> tuple[Tensor, int]:
+        """Return gradients [N / repeat, d] and how many reads share one."""
+        assert self.leaf.grad is not None
+        flat = self.leaf.grad.reshape(-1, self.leaf.shape[-1])
+        if self.combine == "concat":
+            return flat.view(len(self.place), flat.shape[1] // self.probes), 1
+        if self.combine == "sum" or self.probes == 1:
+            return flat, self.probes
+        out = buffers.take("factor gradients", *self.factors.shape)
+        parallel.call(kernels.factor_gradients, flat, self.factors, out)
+        return out, 1
+
+
+@dataclass
+class _Dealt:
+    """The reads of an arena in buckets, and their gradients; fields as in `kernels.step`."""
+
+    grads: Tensor
+    repeat: int
+    shift: int
+    entries: Tensor
+    starts: Tensor
+    following: Tensor
+    heads: Tensor
+
+    def arguments(self) -> list[Any]:
+        """Return the fields in order."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+@backends.register("native")
+class NativeStore(ArenaStore):
+    """Rows in arenas, read and updated by the kernels."""
+
+    def __init__(self, spec: StoreSpec) -> None:
+        super().__init__(spec)
+        self.seed = spec.seed
+        self._gathers = [
+            Gather(cast(ArenaReader, reader), self.arena(name))
+            for reader, name in zip(self.readers, self.read_arenas, strict=True)
+        ]
+        self._memory = Buffers()
+        self._reads: dict[str, list[_Read]] = {}
+        self._dealt: dict[str, _Dealt] = {}
+        self._factor = 1.0
+        self._kept_heads = torch.empty(0, 0, dtype=torch.int32)
+
+    @classmethod
+    def refusals(cls, spec: StoreSpec) -> list[str]:
+        """It is made for training with fused optimizers on the CPU."""
+        reasons = []
+        if spec.device.type != "cpu":
+            reasons.append(f"backend native runs on cpu, not {spec.device.type}; use torchrec")
+        if spec.dtype != torch.float32:
+            reasons.append(f"backend native computes in float32, not {spec.dtype}; use reference")
+        if spec.optimizer is None:
+            reasons.append(
+                "backend native updates rows itself; give a row optimizer (rows.kind), or use "
+                "backend=reference for any torch optimizer"
+            )
+        elif spec.optimizer.kind not in _KINDS:
+            reasons.append(f"backend native has no {spec.optimizer.kind}; use backend=reference")
+        unknown = [kind for kind in spec.held if kind not in FORMS]
+        if unknown:
+            reasons.append(f"backend native cannot train {unknown[0]} rows; use backend=reference")
+        if spec.held and spec.optimizer is not None and spec.optimizer.every_row:
+            reasons.append(
+                f"{', '.join(spec.held)}(train=true): {spec.optimizer.kind} would round every row at "
+                "every step; use rows.kind=adagrad or adam, or pack after training"
+            )
+        return reasons
+
+    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
+        """Gather and combine, remembering the rows while training."""
+        training = self.training and torch.is_grad_enabled()
+        found = []
+        for gather, name, row, cut in zip(
+            self._gathers, self.read_arenas, rows, segments, strict=True
+        ):
+            place, vectors, factors = gather(row, cut, factors=training)
+            if training:
+                vectors = vectors.detach().requires_grad_()
+                read = _Read(place, vectors, len(row), gather.combine, factors)
+                self._reads.setdefault(name, []).append(read)
+            found.append(as_vectors(vectors))
+        return found
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update the rows read since the last step, or with dense_adam all rows."""
+        self.steps += 1
+        for name, arena in self.named_arenas():
+            if dealt := self._deal(name):
+                self._update(arena, self.state[name], dealt)
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget what was read."""
+        super().zero_grad(set_to_none)
+        self._reads, self._dealt, self._factor = {}, {}, 1.0
+
+    @torch.no_grad()
+    def grad_square_sum(self) -> Tensor:
+        """Return the sum of squares over the distinct rows (all rows with dense_adam)."""
+        return torch.tensor(sum(self._square_sum(*named) for named in self.named_arenas()))
+
+    def scale_grads(self, factor: Tensor) -> None:
+        """Multiply the gradients that the next step will use."""
+        self._factor *= float(factor)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """Return arenas, optimizer state, step and the seed of stochastic rounding."""
+        return super().training_state() | {"seed": torch.tensor(self.seed)}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a saved state in place; another backend's has no such seed."""
+        super().load_training_state(state)
+        self.seed = int(state.get("seed", self.seed))
+
+    def _update(self, arena: Arena, state: dict[str, Tensor], dealt: _Dealt) -> None:
+        stored = stored_rows(arena)
+        states = [*state.values(), NOTHING, NOTHING][:2]
+        factor, rates = np.float32(self._factor), self._rates()
+        if isinstance(self.optimizer, DenseAdam):
+            l2 = np.float32(self.optimizer.l2)
+            parallel.call(
+                kernels.dense_step, False, stored[0], *states, l2, factor, rates, *dealt.arguments()
+            )
+            return
+        assert self.optimizer is not None
+        kind, key = _KINDS[self.optimizer.kind], np.uint32(_key(self.seed, self.steps))
+        parallel.call(kernels.step, kind, *stored, *states, factor, rates, key, *dealt.arguments())
+
+    def _square_sum(self, name: str, arena: Arena) -> float:
+        dealt = self._deal(name)
+        if dealt is None:
+            return 0.0
+        if not isinstance(self.optimizer, DenseAdam):
+            return parallel.call(kernels.square_sum, *dealt.arguments())
+        l2, one, states = np.float32(self.optimizer.l2), np.float32(1), self.state[name].values()
+        return parallel.call(
+            kernels.dense_step,
+            True,
+            arena.values,
+            *states,
+            l2,
+            one,
+            self._rates(),
+            *dealt.arguments(),
+        )
+
+    def _rates(self) -> np.ndarray:
+        """Return what the kernels call `rates`."""
+        optimizer = self.optimizer
+        assert optimizer is not None
+        rates = [self.lr, 1 - self.lr * optimizer.weight_decay, getattr(optimizer, "eps", 0.0)]
+        if isinstance(optimizer, Adam):
+            beta1, beta2 = optimizer.betas
+            count = max(self.steps, 1)
+            rates += [1 - beta1, beta2, 1 - beta2]
+            rates += [1 / (1 - beta1**count), (1 - beta2**count) ** -0.5]
+        return np.array(rates, np.float32)
+
+    def _deal(self, name: str) -> _Dealt | None:
+        """Return an arena's reads in buckets, once a step; None if there is nothing to do."""
+        if name in self._dealt:
+            return self._dealt[name]
+        reads = [read for read in self._reads.get(name, []) if read.leaf.grad is not None]
+        every_row = self.optimizer is not None and self.optimizer.every_row
+        if not reads and not every_row:
+            return None
+        arena = self.arena(name)
+        place, grads, repeat = self._joined(reads, arena.values.shape[1])
+        count, threads = len(place), parallel.thread_count()
+        shift = max(0, (len(arena.values) - 1).bit_length() - kernels.BUCKET_BITS)
+        buckets = max(0, len(arena.values) - 1 >> shift) + 1
+        take = self._memory.take
+        entries = take(f"{name}/entries", count, dtype=torch.int64)
+        starts = take(f"{name}/starts", buckets + 1, dtype=torch.int64)
+        counts = take(f"{name}/counts", threads, buckets, dtype=torch.int64)
+        parallel.call(kernels.deal, place, shift, counts, entries, starts)
+        following = take(f"{name}/following", count, dtype=torch.int32)
+        heads = self._heads(threads, 1 << shift)
+        self._dealt[name] = _Dealt(grads, repeat, shift, entries, starts, following, heads)
+        return self._dealt[name]
+
+    def _joined(self, reads: list[_Read], dim: int) -> tuple[Tensor, Tensor, int]:
+        """Return the places and gradients of several look-ups as those of one."""
+        found = [read.gradients(self._memory) for read in reads]
+        if len(found) == 1:
+            return reads[0].place, *found[0]
+        grads = [grad.repeat_interleave(times, 0) if times > 1 else grad for grad, times in found]
+        place = [read.place for read in reads]
+        nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dim)
+        return torch.cat([*place, nothing[0]]), torch.cat([*grads, nothing[1]]), 1
+
+    def _heads(self, threads: int, size: int) -> Tensor:
+        """Return [threads, size] of -1, which the kernels leave as they found it."""
+        kept = self._kept_heads
+        if len(kept) < threads or kept.shape[1] < size:
+            shape = max(len(kept), threads), max(kept.shape[1], size)
+            kept = self._kept_heads = torch.full(shape, -1, dtype=torch.int32)
+        return kept
+
+
+def _key(seed: int, step: int) -> int:
+    """Return the 32-bit key of the stochastic rounding in a step."""
+    return (seed * 0x9E3779B1 + step * 0x85EBCA6B) % 2**32
