@@ -24,6 +24,7 @@ import torch
 
 from trainer.config import load_config
 from trainer.loop import train
+from trainer.rundir import environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -76,16 +77,17 @@ def run_cells(question: str, cells: Sequence[Cell], options: argparse.Namespace)
         _cell(cell, [one for (other, _), one in zip(pairs, outcomes, strict=True) if other is cell])
         for cell in cells
     ]
-    result = {
-        "question": question,
-        "date": date.today().isoformat(),
-        "seeds": options.seeds,
-        "environment": _environment(folders),
-        "cells": by_cell,
-    }
+    result = {"seeds": options.seeds, "environment": _environment(folders), "cells": by_cell}
+    print_table(by_cell)
+    return write_result(question, result)
+
+
+def write_result(question: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Write ``results/<question>.json``, with the environment unless it is there, and return it."""
+    here = {key: value for key, value in environment().items() if key != "command"}
+    result = {"question": question, "date": date.today().isoformat(), "environment": here, **found}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{question}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print_table(by_cell)
     return result
 
 

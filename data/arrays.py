@@ -8,14 +8,19 @@ Shape letters: N rows of the input, n rows of one window.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-WINDOW = 2**20
-"""Rows of one value handled at a time."""
+WINDOW = 2**18
+"""Rows of one value handled at a time: the arrays of one column stay in the processor's cache."""
+
+MATRIX_WINDOW = 2**15
+"""Rows of many columns handled at a time."""
 
 JAGGED_WINDOW = 2**16
 """Rows of several values handled at a time: a history may hold hundreds."""
@@ -29,26 +34,25 @@ def windows(rows: int, size: int | None = None) -> Iterator[tuple[int, int]]:
 
 
 class Spill:
-    """Raw columns in a folder, one file each, appended to in one pass and then read by window."""
+    """Columns in a folder, one file each, appended to in one pass and then read by window.
+
+    Several threads may write columns, each its own.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.rows = 0
         self._columns: dict[tuple[str, str], tuple[BinaryIO, np.dtype]] = {}
+        self._numbers = count()
         folder.mkdir()
 
     def append(self, part: str, name: str, array: np.ndarray) -> None:
         """Append values to the column `name` of a part such as "single" or "lengths"."""
         if (part, name) not in self._columns:
-            file = (self.folder / f"{part}.{len(self._columns)}").open("w+b")
+            file = (self.folder / f"{part}.{next(self._numbers)}").open("w+b")
             self._columns[part, name] = file, array.dtype
         file, dtype = self._columns[part, name]
         file.write(np.ascontiguousarray(array, dtype).data)
-
-    def finish(self) -> None:
-        """End the writing; from now on columns are read."""
-        for file, _ in self._columns.values():
-            file.flush()
 
     def has(self, part: str, name: str = "") -> bool:
         """Return whether the column was ever appended to."""
@@ -57,13 +61,20 @@ class Spill:
     def size(self, part: str, name: str = "") -> int:
         """Return the number of values of a column."""
         file, dtype = self._columns[part, name]
-        return Path(file.name).stat().st_size // dtype.itemsize
+        return os.fstat(file.fileno()).st_size // dtype.itemsize
+
+    def finish(self) -> None:
+        """End the writing so far; the columns written are read from now on."""
+        for file, _ in self._columns.values():
+            file.flush()
 
     def read(self, part: str, name: str, start: int, stop: int) -> np.ndarray:
         """Return values start .. stop of a column."""
         file, dtype = self._columns[part, name]
-        offset = start * dtype.itemsize
-        return np.fromfile(file.name, dtype, stop - start, offset=offset)
+        values = np.empty(stop - start, dtype)
+        read = os.preadv(file.fileno(), [values.data], start * dtype.itemsize)
+        assert read == values.nbytes
+        return values
 
     def stream(self, part: str, name: str = "", size: int | None = None) -> Iterator[np.ndarray]:
         """Yield a column of N values by window of `size` rows."""

@@ -1,8 +1,9 @@
 """How a store is filled, in bounded memory.
 
-Three passes: the raw columns go to disk as the source streams them; every row gets its split; then
-each column is read back, mapped by dictionaries and statistics of the training rows alone, and
-written split by split. Memory holds a few windows of rows and the dictionaries being built.
+The raw columns go to disk as the source streams them; every row gets its split; then each column is
+read back and mapped by dictionaries and statistics of the training rows alone; at last the columns
+are joined to rows and written split by split. Memory holds a few windows of rows and the dictionaries
+being built.
 
 Shape letters: N rows of the input, n rows and m ids of one window, F1 fields of one id, D numeric
 columns.
@@ -12,10 +13,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from data.arrays import ArrayFile, Spill, windows
 from data.bayes import bayes
 from data.hashing import MISSING
 from data.numeric import Statistics, normalize, transform
+from data.prefetch import ordered, workers
 from data.schema import SPLITS, Column, Schema, Table
 from data.source import Chunk, Source
 from data.splits import TRAIN, assign
@@ -61,7 +61,7 @@ class Build:
         self.spill = Spill(folder / "spill")
 
     def run(self) -> None:
-        """Make all three passes.
+        """Fill the folder.
 
         Raises:
             ValueError: the input is bad or cannot be split as asked.
@@ -71,6 +71,7 @@ class Build:
             self._split()
             self._write_dense()
             tables = self._write_tables()
+            self._write_ids()
             self._write_labels()
         finally:
             self.spill.close()
@@ -137,74 +138,87 @@ class Build:
 
     def _write_dense(self) -> None:
         columns = [column for column in self.columns if column.kind == "numeric"]
-        statistics = {}
-        for column in columns:
-            statistics[column.name] = Statistics.of(
-                transform(column, values[split == TRAIN])
-                for values, split in self._stream("numeric", column.name)
+        with workers() as pool:
+            statistics = list(pool.map(self._statistics, columns))
+
+        def read(at: int, start: int, stop: int) -> np.ndarray:
+            values = transform(
+                columns[at], self.spill.read("numeric", columns[at].name, start, stop)
             )
-            present = statistics[column.name].count
-            self.stats["columns"][column.name] = {
-                "missing": 1 - present / self.rows[TRAIN],
-                **statistics[column.name].as_dict(),
-            }
+            return normalize(columns[at], statistics[at], values)
 
-        def dense(start: int, stop: int) -> np.ndarray:
-            window = np.empty((stop - start, len(columns)), np.float32)
-            for at, column in enumerate(columns):
-                values = transform(column, self.spill.read("numeric", column.name, start, stop))
-                window[:, at] = normalize(column, statistics[column.name], values)
-            return window
+        self._write_matrix("dense", np.float32, len(columns), read)
 
-        files = self._files("dense", np.float32, lambda rows: (rows, len(columns)))
-        windows_ = (dense(*window) for window in windows(self.spill.rows))
-        self._write(files, 0, zip(windows_, self.spill.stream("part"), strict=True))
+    def _statistics(self, column: Column) -> Statistics:
+        found = Statistics.of(
+            transform(column, values[split == TRAIN])
+            for values, split in self._stream("numeric", column.name)
+        )
+        missing = 1 - found.count / self.rows[TRAIN]
+        self.stats["columns"][column.name] = {"missing": missing, **found.as_dict()}
+        return found
 
     def _write_tables(self) -> list[Table]:
-        """Build and write table by table, as many at a time as there are cores, up to four."""
+        """Build the tables and map their columns, a few at a time."""
         (self.folder / "vocab").mkdir()
         tables: dict[str, list[Column]] = {}
         for column in self.columns:
             if column.kind != "numeric":
                 tables.setdefault(column.table_name, []).append(column)
-        singles = [column for column in self.columns if column.kind == "categorical"]
-        wide = any(column.vocabulary == "open" for column in singles)
-        dtype = np.int64 if wide else np.int32
-        files = self._files("ids", dtype, lambda rows: (len(singles), rows))
-        place = {column.name: at for at, column in enumerate(singles)}
-        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-        try:
+        with workers() as pool:
             done = []
-            work = pool.map(
-                lambda name: self._write_table(name, tables[name], files, place), tables
-            )
-            for table in work:
+            for table in pool.map(self._write_table, tables, tables.values()):
                 done.append(table)
                 self.progress("tables", len(done), len(tables))
             return done
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    def _write_table(
-        self, name: str, columns: list[Column], files: list[ArrayFile], place: dict[str, int]
-    ) -> Table:
+    def _write_table(self, name: str, columns: list[Column]) -> Table:
+        """Build one table, and write the ids of its columns: singles to the spill, others at once."""
         counted = merge([self._count(column) for column in columns])
         kind = columns[0].vocabulary
         if kind == "open":
             rows, ids = max(1, len(counted[0])), _unchanged
         else:
-            dictionary = Dictionary.of(counted, columns[0].min_count)
+            dictionary = Dictionary(counted, columns[0].min_count)
             np.save(self.folder / "vocab" / f"{name}.keys.npy", dictionary.keys)
             np.save(self.folder / "vocab" / f"{name}.counts.npy", dictionary.counts)
             rows, ids = len(dictionary.keys), dictionary.ids
         for column in columns:
             if column.kind == "categorical":
-                pieces = self._stream("single", column.name)
-                mapped = ((ids(keys), split) for keys, split in pieces)
-                self._write(files, place[column.name], mapped)
+                for keys in self.spill.stream("single", column.name):
+                    self.spill.append("ids", column.name, ids(keys))
             else:
                 self._write_jagged(column, ids, np.int64 if kind == "open" else np.int32)
         return Table(name=name, rows=rows, vocabulary=kind)
+
+    def _write_ids(self) -> None:
+        self.spill.finish()
+        columns = [column for column in self.columns if column.kind == "categorical"]
+        wide = any(column.vocabulary == "open" for column in columns)
+
+        def read(at: int, start: int, stop: int) -> np.ndarray:
+            return self.spill.read("ids", columns[at].name, start, stop)
+
+        self._write_matrix("ids", np.int64 if wide else np.int32, len(columns), read)
+
+    def _write_matrix(
+        self,
+        name: str,
+        dtype: np.typing.DTypeLike,
+        columns: int,
+        read: Callable[[int, int, int], np.ndarray],
+    ) -> None:
+        """Write a matrix of rows whose columns are given by read(column, start, stop)."""
+
+        def rows(window: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+            start, stop = window
+            matrix = np.empty((stop - start, columns), dtype)
+            for at in range(columns):
+                matrix[:, at] = read(at, start, stop)
+            return matrix, self.spill.read("part", "", start, stop)
+
+        pieces = ordered(rows, windows(self.spill.rows, arrays.MATRIX_WINDOW))
+        self._write(self._files(name, dtype, lambda rows: (rows, columns)), pieces)
 
     def _count(self, column: Column) -> Counted:
         """Return the training keys of a column, and note its statistics."""
@@ -235,7 +249,7 @@ class Build:
             sizes += np.bincount(split, weights=lengths, minlength=len(SPLITS)).astype(np.int64)
         files = self._files(f"{name}.values", dtype, lambda rows: (rows,), sizes.tolist())
         pieces = self._jagged(name)
-        self._write(files, 0, ((ids(v), np.repeat(split, n)) for v, n, split in pieces))
+        self._write(files, ((ids(v), np.repeat(split, n)) for v, n, split in pieces))
 
         ends = np.zeros(len(SPLITS), np.int64)
         offsets = self._files(f"{name}.offsets", np.int64, lambda rows: (rows + 1,))
@@ -250,13 +264,13 @@ class Build:
 
         # Element 0 of each file stays 0, as a new file is full of zeros.
         lengths = self._stream("lengths", name)
-        self._write(offsets, 0, ((offsets_of(n, s), s) for n, s in lengths), skip=1)
+        self._write(offsets, ((offsets_of(n, s), s) for n, s in lengths), skip=1)
 
     def _write_labels(self) -> None:
-        self._write(self._files("label", np.uint8, lambda rows: (rows,)), 0, self._stream("label"))
+        self._write(self._files("label", np.uint8, lambda rows: (rows,)), self._stream("label"))
         if self.spill.has("group"):
             files = self._files("group", np.int64, lambda rows: (rows,))
-            self._write(files, 0, self._stream("group"))
+            self._write(files, self._stream("group"))
         clicks = np.zeros(len(SPLITS))
         for label, split in self._stream("label"):
             clicks += np.bincount(split, weights=label, minlength=len(SPLITS))
@@ -303,7 +317,6 @@ class Build:
     def _write(
         self,
         files: list[ArrayFile],
-        place: int,
         pieces: Iterable[tuple[np.ndarray, np.ndarray]],
         skip: int = 0,
     ) -> None:
@@ -311,15 +324,11 @@ class Build:
 
         Args:
             files: one a split.
-            place: index along the first axis of a field-major array, else 0.
             pieces: in the order of the rows.
             skip: elements left as they are at the start.
         """
         with ExitStack() as stack:
-            writers = [
-                stack.enter_context(file.writer(place * rows + skip))
-                for file, rows in zip(files, self.rows, strict=True)
-            ]
+            writers = [stack.enter_context(file.writer(skip)) for file in files]
             for values, split in pieces:
                 for number, (file, writer) in enumerate(zip(files, writers, strict=True)):
                     file.put(writer, values[split == number])

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from data import text
 from data.hashing import MISSING
-from data.rows import Rows
+from data.rows import Numbers
 from data.schema import Column
 from data.source import Chunk, Source, SourceConfig, sources
 
@@ -86,9 +86,9 @@ class Criteo(Source):
         """Yield the rows, one chunk a block."""
         for day, path in enumerate(self.inputs()):
             parse = partial(self._parse, day=day)
-            yield from text.read(path, LAYOUT, LAYOUT.names, parse, self.bad)
+            yield from text.read_numbers(path, LAYOUT, LAYOUT.names, parse, self.bad)
 
-    def _parse(self, rows: Rows, day: int) -> Chunk:
+    def _parse(self, rows: Numbers, day: int) -> Chunk:
         chunk = Chunk(rows.labels("label"), day=np.full(len(rows), day, np.int64))
         for name in INTEGERS:
             integers = rows.integers(name)

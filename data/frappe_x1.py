@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from data import text
-from data.rows import Rows
+from data.rows import Numbers
 from data.schema import SPLITS, Column
 from data.source import Chunk, Source, SourceConfig, SplitConfig, sources
 
@@ -66,9 +66,10 @@ class Frappe(Source):
         """Yield the rows, one chunk a block."""
         for split, path in enumerate(self.inputs()):
             parse = partial(self._parse, split=split)
-            yield from text.read(path, text.Layout(), ("label", *FIELDS), parse, self.bad)
+            wanted = ("label", *FIELDS)
+            yield from text.read_numbers(path, text.Layout(), wanted, parse, self.bad)
 
-    def _parse(self, rows: Rows, split: int) -> Chunk:
+    def _parse(self, rows: Numbers, split: int) -> Chunk:
         chunk = Chunk(rows.labels("label"), split=np.full(len(rows), split, np.uint8))
         chunk.single = {name: rows.integers(name) for name in FIELDS}
         return chunk

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from embtables.torchrec_types import KeyedJaggedTensor
 WINDOW = 2**20
 """Rows shuffled together."""
 
-GROUP = 2**16
-"""Rows read together: one fancy index a column instead of one a batch."""
+GROUP = 2**14
+"""Rows read together, about: a fancy index of many rows, and batches that the cache still holds."""
 
 
 class Loader:
@@ -135,7 +136,7 @@ class _Layout:
 
     Attributes:
         keys: names of the F id columns.
-        parts: runs of neighbouring fields (rows a .. b of `ids`), or the name of a jagged column.
+        parts: runs of neighbouring fields (columns a .. b of `ids`), or the name of a jagged column.
     """
 
     keys: list[str]
@@ -160,64 +161,81 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Columns:
-    """W rows of every column, in the order of an epoch."""
+    """W rows of every column, in the order of an epoch.
 
-    label: torch.Tensor
-    dense: torch.Tensor
-    ids: torch.Tensor
-    jagged: dict[str, tuple[torch.Tensor, np.ndarray]]
-    group: torch.Tensor | None
+    All work is NumPy's: PyTorch would wake its own threads, which belong to the training step.
+    """
+
+    label: np.ndarray
+    dense: np.ndarray
+    ids: np.ndarray
+    jagged: dict[str, tuple[np.ndarray, np.ndarray]]
+    group: np.ndarray | None
     layout: _Layout
 
     @classmethod
     def of(cls, split: Split, rows: np.ndarray, layout: _Layout) -> _Columns:
         """Read the rows [W] of a split."""
         return cls(
-            label=torch.from_numpy(split.label[rows].astype(np.float32)),
-            # The mode "clip" checks no index, and is up to twice as fast; all are in range.
-            dense=torch.from_numpy(np.take(split.dense, rows, axis=0, mode="clip")),
-            ids=torch.from_numpy(np.take(split.ids, rows, axis=1, mode="clip")),
+            label=_take(split.label, rows).astype(np.float32),
+            dense=_take(split.dense, rows),
+            ids=_take(split.ids, rows),
             jagged={name: _take_jagged(*pair, rows) for name, pair in split.jagged.items()},
-            group=None if split.group is None else torch.from_numpy(split.group[rows]),
+            group=None if split.group is None else _take(split.group, rows),
             layout=layout,
         )
 
     def batch(self, start: int, stop: int) -> Batch:
         """Return the rows start .. stop as a batch."""
         stop = min(stop, len(self.label))
-        features = self._jagged(start, stop) if self.jagged else self._singles(start, stop)
-        group = None if self.group is None else self.group[start:stop]
-        return Batch(self.dense[start:stop], features, self.label[start:stop], group)
+        return Batch(
+            torch.from_numpy(self.dense[start:stop]),
+            self._several(start, stop) if self.jagged else self._singles(start, stop),
+            torch.from_numpy(self.label[start:stop]),
+            None if self.group is None else torch.from_numpy(self.group[start:stop]),
+        )
 
     def _singles(self, start: int, stop: int) -> KeyedJaggedTensor:
+        """Return the features where every bag holds one id."""
         rows, keys = stop - start, self.layout.keys
-        values = self.ids[:, start:stop].to(torch.int64).reshape(-1)
+        values = np.empty((len(keys), rows), np.int64)
+        values[...] = self.ids[start:stop].T
         lengths, offsets = _ones(len(keys), rows)
-        ends = [key * rows for key in range(len(keys) + 1)]
         return KeyedJaggedTensor(
             keys,
-            values,
+            torch.from_numpy(values.reshape(-1)),
             lengths=lengths,
             offsets=offsets,
             stride=rows,
             length_per_key=[rows] * len(keys),
-            offset_per_key=ends,
+            offset_per_key=[key * rows for key in range(len(keys) + 1)],
         )
 
-    def _jagged(self, start: int, stop: int) -> KeyedJaggedTensor:
-        rows = stop - start
+    def _several(self, start: int, stop: int) -> KeyedJaggedTensor:
+        """Return the features where some bags hold any number of ids."""
+        rows, keys = stop - start, self.layout.keys
         values, lengths = [], []
         for part in self.layout.parts:
             if isinstance(part, str):
                 ids, offsets = self.jagged[part]
-                values.append(ids[offsets[start] : offsets[stop]].to(torch.int64))
-                lengths.append(torch.from_numpy(np.diff(offsets[start : stop + 1])))
+                values.append(ids[offsets[start] : offsets[stop]])
+                lengths.append(np.diff(offsets[start : stop + 1]))
             else:
                 first, last = part
-                values.append(self.ids[first:last, start:stop].to(torch.int64).reshape(-1))
-                lengths.append(_ones(last - first, rows)[0])
+                values.append(self.ids[start:stop, first:last].T.reshape(-1))
+                lengths.append(np.ones((last - first) * rows, np.int64))
+        length = np.concatenate(lengths)
+        offsets = np.zeros(len(length) + 1, np.int64)
+        np.cumsum(length, out=offsets[1:])
+        per_key = length.reshape(len(keys), rows).sum(axis=1).tolist()
         return KeyedJaggedTensor(
-            self.layout.keys, torch.cat(values), lengths=torch.cat(lengths), stride=rows
+            keys,
+            torch.from_numpy(np.concatenate(values, dtype=np.int64)),
+            lengths=torch.from_numpy(length),
+            offsets=torch.from_numpy(offsets),
+            stride=rows,
+            length_per_key=per_key,
+            offset_per_key=list(accumulate(per_key, initial=0)),
         )
 
 
@@ -227,12 +245,17 @@ def _ones(keys: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ones(keys * rows, dtype=torch.int64), torch.arange(keys * rows + 1)
 
 
+def _take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    # The mode "clip" checks no index, and is up to twice as fast; all are in range.
+    return np.take(array, rows, axis=0, mode="clip")
+
+
 def _take_jagged(
     values: np.ndarray, offsets: np.ndarray, rows: np.ndarray
-) -> tuple[torch.Tensor, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids [m] of rows [W] of a jagged column, and their offsets [W+1]."""
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts
     ends = np.concatenate([[0], np.cumsum(lengths)])
     source = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
-    return torch.from_numpy(values[source]), ends
+    return values[source], ends

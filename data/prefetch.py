@@ -1,13 +1,21 @@
-"""Run an iterator ahead in a thread of its own."""
+"""Work ahead of the one who asks: an iterator in a thread of its own, or a function in several."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+WORKERS = min(4, os.cpu_count() or 1)
+"""Threads that work on one thing."""
 
 _END = object()
 
@@ -53,3 +61,38 @@ def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
             except queue.Empty:
                 continue
         thread.join()
+
+
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of `WORKERS` threads; what they have not begun when the block ends is left undone."""
+    pool = ThreadPoolExecutor(WORKERS, "worker")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def ordered(function: Callable[[T], R], items: Iterator[T]) -> Generator[R, None, None]:
+    """Yield function(item) of each item in order, computed by `WORKERS` threads a few items ahead.
+
+    An exception of the function or the iterator is raised where its result would have come.
+    """
+    pending: deque[Future[R]] = deque()
+    broken: Exception | None = None
+    with workers() as pool:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                break
+            except Exception as error:
+                broken = error
+                break
+            pending.append(pool.submit(function, item))
+            if len(pending) > WORKERS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    if broken is not None:
+        raise broken

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
@@ -58,6 +58,24 @@ class BadRows:
             log.warning("dropped %s", text)
             self.first.append(text)
         self.count += count
+
+
+class Numbers(Protocol):
+    """n rows of one file that give columns of numbers: `Rows`, or `data.cells.Cells` of plain text."""
+
+    def __len__(self) -> int: ...
+
+    def labels(self, name: str) -> np.ndarray:
+        """Return [n] float32 labels, 0 or 1."""
+        ...
+
+    def integers(self, name: str) -> np.ndarray:
+        """Return [n] int64 integers, `MISSING` where missing."""
+        ...
+
+    def hexadecimals(self, name: str) -> np.ndarray:
+        """Return [n] keys: unsigned 64-bit hexadecimals read as int64, or `MISSING`."""
+        ...
 
 
 class Rows:
@@ -187,7 +205,10 @@ class Rows:
         Raises:
             ValueError: a row is bad, and bad rows are errors.
         """
-        parsed = parse(self)
+        return self.settle(parse(self), parse, bad)
+
+    def settle(self, parsed: T, parse: Callable[[Rows], T], bad: BadRows) -> T:
+        """Do as `read` where `parsed` is what `parse` returned for all rows, which may be bad."""
         count = self.left_out + int(self.wrong.sum())
         if count == 0:
             return parsed

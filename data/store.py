@@ -2,7 +2,7 @@
 
     schema.json  stats.json  checksums.json
     vocab/<table>.keys.npy  vocab/<table>.counts.npy      [rows], closed tables
-    <split>/label.npy [N]  dense.npy [N, D]  ids.npy [F1, N]  group.npy [N]
+    <split>/label.npy [N]  dense.npy [N, D]  ids.npy [N, F1]  group.npy [N]
     <split>/<column>.values.npy [M]  <column>.offsets.npy [N+1]      multi and sequence columns
 
 Shape letters: N rows of the split, D numeric columns, F1 fields of one id, M ids of a jagged column.
@@ -21,7 +21,7 @@ import xxhash
 
 from data.schema import SPLITS, Counts, Schema
 
-FORMAT = 1
+FORMAT = 2
 """Number of this layout; it rises with every change, so that older folders are prepared again."""
 
 
@@ -32,7 +32,7 @@ class Split:
     Attributes:
         label: [N] uint8.
         dense: [N, D] float32.
-        ids: [F1, N] int32 or int64, one row for each categorical column in the schema's order.
+        ids: [N, F1] int32 or int64, one column for each categorical column in the schema's order.
         jagged: column -> (values [M], offsets [N+1] int64): row i holds values[offsets[i]:offsets[i+1]].
         group: [N] int64, or None.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -12,11 +13,13 @@ from typing import IO, TypeVar
 import numpy as np
 import polars as pl
 
-from data.rows import KEPT, BadRows, Rows
+from data.cells import Cells, Irregular
+from data.prefetch import ordered
+from data.rows import KEPT, BadRows, Numbers, Rows
 from embtables.registry import nearest
 
-BLOCK = 16 * 2**20
-"""Bytes read at a time."""
+BLOCK = 4 * 2**20
+"""Bytes read at a time; several blocks are parsed at once."""
 
 _NEWLINE, _QUOTE = ord("\n"), ord('"')
 
@@ -52,13 +55,55 @@ def read(
         ValueError: the file is missing, empty, binary, cut short or has not the wanted columns, or
             a row is bad and bad rows are errors. The message names file and line.
     """
+    return _read_blocks(path, layout, wanted, parse, bad, None)
+
+
+def read_numbers(
+    path: Path,
+    layout: Layout,
+    wanted: Sequence[str],
+    parse: Callable[[Numbers], T],
+    bad: BadRows,
+) -> Iterator[T]:
+    """Do as `read` for a `parse` that asks for numbers alone, several times faster.
+
+    Raises:
+        ValueError: as `read`.
+    """
+    return _read_blocks(path, layout, wanted, parse, bad, parse)
+
+
+def _read_blocks(
+    path: Path,
+    layout: Layout,
+    wanted: Sequence[str],
+    parse: Callable[[Rows], T],
+    bad: BadRows,
+    quick: Callable[[Numbers], T] | None,
+) -> Iterator[T]:
+    def parsed(block: tuple[int, bytes, list[str]]) -> tuple[T, Rows | None]:
+        first, text, names = block
+        if quick is not None:
+            with suppress(Irregular):
+                return quick(Cells(text, names, layout.separator)), None
+        rows = _rows(path, text, first, names, layout, wanted)
+        return parse(rows), rows
+
+    for result, rows in ordered(parsed, _named_blocks(path, layout, wanted)):
+        yield result if rows is None else rows.settle(result, parse, bad)
+
+
+def _named_blocks(
+    path: Path, layout: Layout, wanted: Sequence[str]
+) -> Iterator[tuple[int, bytes, list[str]]]:
+    """Yield `blocks` without the header, and with the names of the columns."""
     names = list(layout.names)
     for first, text in blocks(path):
         if not names:
             head, _, text = text.partition(b"\n")
             names, first = _header(path, head, layout), 2
         _check_wanted(path, names, wanted)
-        yield _rows(path, text, first, names, layout, wanted).read(parse, bad)
+        yield first, text, names
 
 
 def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -79,7 +124,7 @@ def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
             if text:
                 _check_utf8(path, text, line)
                 yield line, text.replace(b"\r\n", b"\n") if b"\r" in text else text
-                line += text.count(b"\n")
+                line += int(np.count_nonzero(np.frombuffer(text, np.uint8) == _NEWLINE))
             if not piece:
                 break
             if len(rest) > BLOCK:

@@ -1,4 +1,4 @@
-"""Dictionaries of raw keys: counted in pieces, ordered by frequency, looked up by bisection.
+"""Dictionaries of raw keys: counted in pieces, ordered by frequency, looked up by hashing.
 
 Shape letters: n values of one window, V distinct keys, R rows of the table.
 """
@@ -11,24 +11,83 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.hashing import MISSING
+from data.splits import splitmix64
 
 Counted = tuple[np.ndarray, np.ndarray]
 """Sorted distinct keys [V] int64 and how often each occurs [V] int64."""
 
-CACHED = 2**17
-"""Keys of a dictionary that the processor's cache holds, about."""
+
+class Lookup:
+    """Finds keys among V distinct ones by hash tables in which nobody probes for a free slot.
+
+    The keys that lose their slot of the first table to another key go to a second, smaller one, and
+    so on. So whole arrays go through each table at once, and nearly all are done after the first.
+
+    Args:
+        keys: [V] int64, no two alike.
+    """
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys = keys
+        self._tables: list[tuple[_Hash, np.ndarray]] = []
+        left = np.arange(len(keys), dtype=np.int32)
+        while len(left):
+            bits = len(left).bit_length()
+            hashed = _Hash.of(len(self._tables), bits)
+            slots = np.zeros(1 << bits, np.int32)
+            at = hashed(keys[left])
+            slots[at] = left
+            self._tables.append((hashed, slots))
+            left = left[slots[at] != left]
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Return [n] int32, the place of each key [n], or -1 where it is not among the V."""
+        if not self._tables:
+            return np.full(len(keys), -1, np.int32)
+        hashed, slots = self._tables[0]
+        found = slots[hashed(keys)]
+        missed = np.flatnonzero(self.keys[found] != keys)
+        for hashed, slots in self._tables[1:]:
+            asked = keys[missed]
+            candidate = slots[hashed(asked)]
+            found[missed] = candidate
+            missed = missed[self.keys[candidate] != asked]
+        found[missed] = -1
+        return found
+
+
+@dataclass(frozen=True)
+class _Hash:
+    """The upper bits of a product: any two keys meet with probability 2 / slots or less."""
+
+    factor: np.uint64
+    shift: np.uint64
+
+    @classmethod
+    def of(cls, number: int, bits: int) -> _Hash:
+        """Return the hash of the table of this number, which has 2**bits slots."""
+        (factor,) = splitmix64(np.array([number], np.uint64)) | np.uint64(1)
+        return cls(factor, np.uint64(64 - bits))
+
+    def __call__(self, keys: np.ndarray) -> np.ndarray:
+        return keys.view(np.uint64) * self.factor >> self.shift
 
 
 def count_keys(pieces: Iterable[np.ndarray]) -> Counted:
     """Return the distinct keys of a stream of arrays; memory grows with them, not with the stream."""
-    total = merge([])
+    keys, counts = merge([])
+    known = Lookup(keys)
     pending: list[Counted] = []
     for piece in pieces:
-        pending.append(np.unique(piece, return_counts=True))
-        # Merging once the new parts outweigh the old keeps the work at O(V log V) a doubling.
-        if sum(len(keys) for keys, _ in pending) > len(total[0]):
-            total, pending = merge([total, *pending]), []
-    return merge([total, *pending])
+        found = known.find(piece)
+        old = found >= 0
+        counts += np.bincount(found[old], minlength=len(keys))
+        pending.append(np.unique(piece[~old], return_counts=True))
+        # Waiting until the new parts outweigh the old keeps the work at O(V log V).
+        if sum(len(new) for new, _ in pending) > len(keys):
+            keys, counts = merge([(keys, counts), *pending])
+            known, pending = Lookup(keys), []
+    return merge([(keys, counts), *pending])
 
 
 def merge(parts: list[Counted]) -> Counted:
@@ -43,50 +102,33 @@ def merge(parts: list[Counted]) -> Counted:
     return keys[first], np.add.reduceat(counts, first)
 
 
-@dataclass(frozen=True)
 class Dictionary:
     """The ids of a closed table.
 
     Id 0 is the out-of-vocabulary row: any key not below. The other ids are the training keys with
     at least `min_count` occurrences, and `MISSING` if it occurs at all, by falling count, then key.
 
+    Args:
+        counted: the training keys.
+        min_count: rarer keys share id 0.
+
     Attributes:
         keys: [R] int64 raw key of each id; keys[0] stands for nothing.
         counts: [R] int64 occurrences in the training rows; counts[0] are those of the rare keys.
-        sorted_keys: [R-1] the known keys in rising order.
-        sorted_ids: [R-1] the id of each.
     """
 
-    keys: np.ndarray
-    counts: np.ndarray
-    sorted_keys: np.ndarray
-    sorted_ids: np.ndarray
-
-    @classmethod
-    def of(cls, counted: Counted, min_count: int) -> Dictionary:
-        """Build the dictionary of counted training keys."""
+    def __init__(self, counted: Counted, min_count: int) -> None:
         keys, counts = counted
         kept = (counts >= min_count) | (keys == MISSING)
         rare = counts[~kept].sum(dtype=np.int64)
         keys, counts = keys[kept], counts[kept]
-        order = np.lexsort((keys, -counts))
-        ids = np.empty(len(keys), np.int64)
-        ids[order] = np.arange(1, len(keys) + 1)
+        # The keys are in rising order, and a stable sort keeps them so among equal counts.
+        order = np.argsort(-counts, kind="stable")
         zero = np.zeros(1, np.int64)
-        by_id = np.concatenate([zero, keys[order]]), np.concatenate([zero + rare, counts[order]])
-        return cls(*by_id, keys, ids)
+        self.keys = np.concatenate([zero, keys[order]])
+        self.counts = np.concatenate([zero + rare, counts[order]])
+        self._lookup = Lookup(self.keys[1:])
 
     def ids(self, keys: np.ndarray) -> np.ndarray:
-        """Return the ids [n] int64 of raw keys [n]."""
-        if len(self.sorted_keys) == 0:
-            return np.zeros(len(keys), np.int64)
-        if len(self.sorted_keys) < CACHED:
-            return self._bisect(keys)
-        # Bisecting a large table in random order misses the cache at every step (4 times slower).
-        distinct, inverse = np.unique(keys, return_inverse=True)
-        return self._bisect(distinct)[inverse]
-
-    def _bisect(self, keys: np.ndarray) -> np.ndarray:
-        at = np.searchsorted(self.sorted_keys, keys)
-        at[at == len(self.sorted_keys)] = 0
-        return np.where(self.sorted_keys[at] == keys, self.sorted_ids[at], 0)
+        """Return the ids [n] int32 of raw keys [n]."""
+        return self._lookup.find(keys) + np.int32(1)

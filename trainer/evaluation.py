@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from data.batch import Batch
@@ -40,17 +40,21 @@ def measure(
     """
     loader = Loader(store, split, batch_size)
     total = min(len(loader), limit_batches or len(loader))
-    logits, labels, groups = [], [], []
+    rows = min(total * batch_size, loader.rows)
+    logits, done = torch.empty(0), 0
     with Progress(f"evaluating {split}", total) as progress, closing(loader) as batches:
         for index, batch in enumerate(batches, 1):
-            logits.append(predict(batch).float().cpu().numpy())
-            labels.append(batch.label.numpy())
-            if batch.group is not None:
-                groups.append(batch.group.numpy())
+            predicted = predict(batch)
+            if not done:
+                # Where the predictions are: fetching each batch would make the device wait.
+                logits = predicted.new_empty(rows, dtype=torch.float32)
+            logits[done : done + len(predicted)] = predicted
+            done += len(predicted)
             progress.advance(len(batch.label))
             if stop():
                 raise Interrupted
             if index == total:
                 break
-    group = np.concatenate(groups) if groups else None
-    return metrics.evaluate(np.concatenate(labels), np.concatenate(logits), group)
+    truth = store.split(split)
+    group = None if truth.group is None else truth.group[:rows]
+    return metrics.evaluate(truth.label[:rows], logits.cpu().numpy(), group)

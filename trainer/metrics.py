@@ -10,6 +10,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
+
+_SCORE_BITS = 32
+"""Of a sort key; a label takes 1 bit below them, a group the 31 above."""
 
 
 @dataclass(frozen=True)
@@ -124,31 +128,60 @@ def evaluate(
 def _group_aucs(
     label: np.ndarray, score: np.ndarray, group: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (AUC [G], NaN where a group holds one label; rows [G]) by segment rank sums.
+    """Return (AUC [G], NaN where a group holds one label; rows [G]).
 
-    With R the sum of the ranks of the p positives among p + q rows, ties at their mean rank,
-    AUC = (R - p (p + 1) / 2) / (p q).
+    Rows are sorted as integers that hold group, score and label, from high bits to low. In this order
+    a positive has below it every negative of its group with a smaller score or the same one; ties
+    count one half, so AUC = (negatives below positives - tied pairs / 2) / (p q). All counts are
+    integers: the division is the only rounding.
     """
     if np.isnan(score).any():
         raise ValueError(f"{int(np.isnan(score).sum())} of {len(score)} predictions are NaN")
-    order = np.argsort(score) if group is None else np.lexsort((score, group))
-    score, positive = score[order], label[order] > 0
-    new_group = np.zeros(len(order), dtype=bool)
-    new_group[:1] = True
+    keys = _score_codes(score) << np.uint64(1) | (label > 0)
     if group is not None:
-        sorted_group = group[order]
-        new_group[1:] = sorted_group[1:] != sorted_group[:-1]
-    new_value = new_group.copy()
-    new_value[1:] |= score[1:] != score[:-1]
+        keys |= _group_codes(group) << np.uint64(_SCORE_BITS + 1)
+    keys.sort()
+    groups = keys >> np.uint64(_SCORE_BITS + 1)
+    starts = np.flatnonzero(np.diff(groups, prepend=~groups[:1]))
+    sizes = np.diff(starts, append=len(keys))
 
-    starts = np.flatnonzero(new_group)
-    sizes = np.diff(starts, append=len(order))
-    runs = np.flatnonzero(new_value)
-    lengths = np.diff(runs, append=len(order))
-    mean_rank = np.repeat(runs + (lengths + 1) / 2, lengths) - np.repeat(starts, sizes)
-
-    p = np.add.reduceat(positive.astype(np.float64), starts) if len(starts) else np.zeros(0)
-    rank_sum = np.add.reduceat(np.where(positive, mean_rank, 0.0), starts) if len(starts) else p
+    positives = np.flatnonzero(keys & np.uint64(1))
+    before = np.searchsorted(positives, starts)
+    p = np.diff(before, append=len(positives))
+    below = _sums(positives - np.arange(len(positives)), before) - p * (starts - before)
+    twice_wins = 2 * below - _tied_pairs(keys, starts)
     pairs = p * (sizes - p)
-    wins = rank_sum - p * (p + 1) / 2
-    return np.where(pairs > 0, wins / np.where(pairs > 0, pairs, 1.0), np.nan), sizes
+    return np.where(pairs > 0, twice_wins / np.where(pairs > 0, 2 * pairs, 1), np.nan), sizes
+
+
+def _tied_pairs(keys: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return [G] pairs of a positive and a negative of one score, of sorted keys [N]."""
+    last_negative = np.flatnonzero((keys[1:] ^ keys[:-1]) == 1)
+    first = np.searchsorted(keys, keys[last_negative], side="left")
+    end = np.searchsorted(keys, keys[last_negative] + np.uint64(1), side="right")
+    pairs = (last_negative + 1 - first) * (end - last_negative - 1)
+    return _sums(pairs, np.searchsorted(last_negative, starts))
+
+
+def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the sums of the segments of integers that begin at `starts`; they may be empty."""
+    total = np.concatenate([[0], np.cumsum(values)])
+    return np.diff(total[starts], append=total[-1])
+
+
+def _score_codes(score: np.ndarray) -> np.ndarray:
+    """Return [N] uint64 below 2**32 in the order of the scores, equal where they are equal."""
+    with np.errstate(over="ignore"):
+        single = score.astype(np.float32, copy=False)
+    if score.dtype.itemsize > 4 and (single != score).any():
+        return np.unique(score, return_inverse=True)[1].astype(np.uint64)
+    bits = (single + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0
+    # Floats are sign and magnitude: flip all bits of the negative ones, the sign of the others.
+    return (bits ^ (bits >> 31 | np.int32(-(2**31)))).view(np.uint32).astype(np.uint64)
+
+
+def _group_codes(group: np.ndarray) -> np.ndarray:
+    """Return [N] uint64 below 2**31, another for each group."""
+    if len(group) and int(group.max()) - int(group.min()) < 2 ** (63 - _SCORE_BITS):
+        return (group - group.min()).astype(np.uint64)
+    return pl.Series(group).rank("dense").to_numpy().astype(np.uint64)

@@ -45,7 +45,7 @@ def test_avazu(tmp_path):
     store = Store.open(prepare(avazu(tmp_path, vocabulary="open")))
     assert store.schema.rows == {"train": 2, "valid": 1, "test": 1}
     assert tuple(column.name for column in store.schema.fields) == FIELDS
-    ids = {split: store.split(split).ids for split in ("train", "test")}
+    ids = {split: store.split(split).ids.T for split in ("train", "test")}
     at = {name: i for i, name in enumerate(FIELDS)}
     assert ids["train"][at["hour"]].tolist() == [0, 23]
     assert ids["train"][at["weekday"]].tolist() == [2, 2]
@@ -74,8 +74,8 @@ def test_frappe(tmp_path):
     source = Frappe(FrappeConfig(root=tmp_path, store=tmp_path / "store"))
     store = Store.open(prepare(source))
     assert store.schema.rows == {"train": 5, "valid": 2, "test": 1}
-    assert store.split("train").ids.tolist() == [[1, 2, 2, 1, 1]] * 10
-    assert store.split("valid").ids.tolist() == [[2, 0]] * 10
+    assert store.split("train").ids.T.tolist() == [[1, 2, 2, 1, 1]] * 10
+    assert store.split("valid").ids.T.tolist() == [[2, 0]] * 10
     assert store.split("test").label.tolist() == [1]
     assert store.keys("item").tolist() == [0, 2, 3]
     assert store.schema.numeric == ()

@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from data.bayes import auc, bayes
 from data.hashing import MISSING
 from data.numeric import Statistics
-from data.vocabulary import Dictionary, count_keys
+from data.vocabulary import Dictionary, Lookup, count_keys
 
 keys = st.integers(-3, 3) | st.sampled_from([MISSING, -(2**63), 2**63 - 1])
 pieces = st.lists(st.lists(keys, max_size=12), max_size=8)
@@ -25,11 +25,10 @@ def test_count_keys(pieces):
     assert dict(zip(found.tolist(), counts.tolist(), strict=True)) == expected
 
 
-@pytest.mark.parametrize("cached", [0, 2**17])
 @given(pieces=pieces, min_count=st.integers(1, 4), asked=st.lists(keys))
-def test_dictionary(cached, pieces, min_count, asked):
+def test_dictionary(pieces, min_count, asked):
     counted = count_keys(np.array(piece, np.int64) for piece in pieces)
-    table = Dictionary.of(counted, min_count)
+    table = Dictionary(counted, min_count)
     counts = Counter(key for piece in pieces for key in piece)
     kept = [k for k in counts if counts[k] >= min_count or k == MISSING]
     order = sorted(kept, key=lambda k: (-counts[k], k))
@@ -37,10 +36,29 @@ def test_dictionary(cached, pieces, min_count, asked):
     rare = counts.total() - sum(counts[k] for k in kept)
     assert table.counts.tolist() == [rare, *(counts[k] for k in order)]
     ids = {key: 1 + i for i, key in enumerate(order)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.vocabulary.CACHED", cached)
-        got = table.ids(np.array(asked, np.int64))
+    got = table.ids(np.array(asked, np.int64))
     assert got.tolist() == [ids.get(key, 0) for key in asked]
+
+
+@pytest.mark.parametrize("shift", [0, 13, 40, 51])
+@pytest.mark.parametrize("count", [0, 1, 2, 700, 4096])
+def test_lookup_of_keys_that_look_alike(count, shift):
+    """Neighbours, and multiples of powers of two: what a weak hash would put into a few slots."""
+    table = np.arange(-(count // 2), count - count // 2) << shift
+    asked = np.arange(-3000, 3000) << shift
+    lookup = Lookup(table)
+    places = {key: place for place, key in enumerate(table.tolist())}
+    assert lookup.find(asked).tolist() == [places.get(key, -1) for key in asked.tolist()]
+    assert lookup.find(asked[:0]).tolist() == []
+
+
+def test_counting_many_pieces_of_a_growing_set():
+    random = np.random.default_rng(4)
+    pieces = [random.integers(0, 30 * (1 + at), 500) for at in range(40)]
+    found, counts = count_keys(iter(pieces))
+    expected = np.unique(np.concatenate(pieces), return_counts=True)
+    np.testing.assert_array_equal(found, expected[0])
+    np.testing.assert_array_equal(counts, expected[1])
 
 
 def test_statistics_of_a_stream():

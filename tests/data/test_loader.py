@@ -16,7 +16,7 @@ from data.csv import Csv, CsvConfig
 from data.hashing import string_keys
 from data.loader import Loader
 from data.order import Shuffle
-from data.prefetch import prefetch
+from data.prefetch import WORKERS, ordered, prefetch
 from data.prepare import prepare
 from data.store import Store
 
@@ -63,8 +63,17 @@ def rows_of(batches) -> list[int]:
         assert torch.equal(features["b"].values(), numbers)
         assert torch.equal(features["history"].lengths().long(), numbers % 4)
         assert features["a"].lengths().tolist() == [1] * size
+        check_shape(features)
         rows += numbers.tolist()
     return rows
+
+
+def check_shape(features) -> None:
+    """Compare what the loader says about the features with what their lengths tell."""
+    lengths = features.lengths().reshape(len(features.keys()), -1)
+    assert features.offsets().tolist() == [0, *lengths.flatten().cumsum(0).tolist()]
+    assert features.length_per_key() == lengths.sum(1).tolist()
+    assert features.offset_per_key() == [0, *lengths.sum(1).cumsum(0).tolist()]
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -237,6 +246,51 @@ def test_prefetch_runs_ahead_no_further_than_asked():
     assert enough.wait(5)
     assert len(made) <= 5
     ahead.close()
+
+
+def test_ordered_keeps_the_order_whatever_ends_first():
+    turn = threading.Barrier(2, timeout=5)
+
+    def wait(item: int) -> int:
+        if item < 2 and WORKERS > 1:
+            turn.wait()  # item 1 has to run beside item 0
+        return item * item
+
+    assert list(ordered(wait, iter(range(50)))) == [item * item for item in range(50)]
+
+
+@pytest.mark.parametrize("place", [0, 1, 7])
+def test_ordered_raises_where_the_result_would_have_come(place):
+    def items():
+        yield from range(place)
+        raise OSError("disk gone")
+
+    def broken(item: int) -> int:
+        if item == place:
+            raise OSError("disk gone")
+        return item
+
+    for results in (ordered(broken, iter(range(20))), ordered(lambda item: item, items())):
+        got = []
+        with pytest.raises(OSError, match="disk gone"):
+            got.extend(results)
+        assert got == list(range(place))
+
+
+def test_ordered_takes_no_more_items_than_it_needs():
+    taken: list[int] = []
+
+    def items():
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    before = threading.active_count()
+    results = ordered(lambda item: item, items())
+    next(results)
+    assert len(taken) == WORKERS + 1
+    results.close()
+    assert threading.active_count() == before
 
 
 @given(

@@ -80,6 +80,54 @@ def test_auc_does_not_depend_on_row_order_or_scale() -> None:
     assert one == metrics.gauc(label[order], score[order], group[order])
 
 
+def pairs_won(label: np.ndarray, score: np.ndarray) -> tuple[int, int]:
+    """Twice the pairs that a positive wins, ties once, and twice all pairs, in Python's integers."""
+    up, down = score[label > 0, None], score[None, label == 0]
+    return 2 * int((up > down).sum()) + int((up == down).sum()), 2 * up.size * down.size
+
+
+SIGNS = np.array([-np.inf, -3e38, -1.5, -1e-45, -0.0, 0.0, 1e-45, 1.5, 3e38, np.inf])
+SCORES = {
+    "float32": SIGNS.astype(np.float32),
+    "float64": SIGNS,
+    "half precision": np.arange(-5, 5, dtype=np.float16) / 3,
+    "closer than float32": 1 + np.arange(10) * 2.0**-40,
+    "beyond float32": np.array([-1e300, -1e299, 0, 1e-300, 2e-300, 1e299, 1e300, 7, 8, 9]),
+    "integers": np.arange(-5, 5) * (2**40 + 1),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_of_any_size_are_counted_exactly(name: str) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        score = rng.choice(SCORES[name], 60)
+        label = (rng.random(60) < 0.4).astype(np.float32)
+        won, pairs = pairs_won(label, score)
+        assert metrics.auc(label, score) == won / pairs
+        by_group = metrics.gauc(label, score, np.full(60, 3))
+        assert by_group.value == pytest.approx(won / pairs, abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint64])
+def test_group_ids_of_any_size_give_the_same(dtype: type) -> None:
+    label, score, group = rows(7)
+    ids = np.random.default_rng(0).integers(0, 2**63, 60).view(np.uint64)
+    ids[:30] += np.uint64(2**63)
+    wide = ids.astype(dtype)
+    assert len(np.unique(wide)) == 60
+    found = metrics.gauc(label, score, wide[group])
+    expected = metrics.gauc(label, score, group)
+    assert found.value == pytest.approx(expected.value, abs=1e-15)
+    assert (found.groups, found.dropped_rows) == (expected.groups, expected.dropped_rows)
+
+
+def test_gauc_of_nothing() -> None:
+    found = metrics.gauc(np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
+    assert math.isnan(found.value)
+    assert (found.groups, found.dropped_groups, found.dropped_rows) == (0, 0, 0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
 def test_logloss_equals_scikit_learn(seed: int) -> None:
