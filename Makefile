@@ -2,7 +2,7 @@ PYTHON ?= python3
 REQUIREMENTS ?= requirements/cpu.txt
 BIN := .venv/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint setup bench-setup clean
 
 demo: setup  ## train AutoInt on synthetic data with five tables; ends with a table and a plot
 	$(BIN)/python -m bench.demo
@@ -24,5 +24,12 @@ setup: .venv/.ready  ## virtual environment with the pinned closure, and the com
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+bench-setup: setup .venv-peers/fuxictr/.ready .venv-peers/deepctr/.ready  ## libraries that bench/ compares with
+
+.venv-peers/%/.ready: requirements/bench/%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
 clean:
-	rm -rf .venv demo runs prepared
+	rm -rf .venv .venv-peers demo runs prepared

@@ -1,0 +1,1 @@
+"""Runners of `bench.training` and `bench.data`, each started by the Python of the library it runs."""

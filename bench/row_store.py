@@ -1,0 +1,224 @@
+"""How far is a row store from the memory floor, and from what others do on a CPU?
+
+    python -m bench.row_store [--dims 4 16 64 128] [--threads 1 2] [--rows 104000 2600000 10400000]
+
+26 tables, one id a bag. A step is forward, backward and the update of the rows read. Contenders take
+turns in every round, so that a noisy machine disturbs all of them; numbers are medians over rounds.
+
+Floor = bytes that must move / copy bandwidth measured in the same rounds: rows read, output written,
+gradient read, distinct rows read and written, one number of optimizer state for each, ids twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor, nn
+
+from bench.common import write_result
+from embtables import Adam, EmbeddingTables, Feature, RowOptimizer, RowWiseAdagrad, Vocabulary
+from embtables.torchrec_types import KeyedJaggedTensor
+
+TABLES = 26
+COPY_NUMBERS = 64 * 2**20
+ZIPF = 1.05
+MEMORY = 4e9
+"""Largest table in bytes for which every contender is held at once."""
+
+
+class Native:
+    """Our tables on one backend."""
+
+    def __init__(
+        self, rows: int, dim: int, ids: Tensor, optimizer: RowOptimizer, backend: str
+    ) -> None:
+        features = [Feature(f"f{i}", dim) for i in range(TABLES)]
+        vocabularies = {feature.table: Vocabulary(rows) for feature in features}
+        self.tables = EmbeddingTables(features, vocabularies, optimizer=optimizer, backend=backend)
+        self.batch = KeyedJaggedTensor(
+            [feature.key for feature in features], ids, lengths=torch.ones_like(ids)
+        )
+
+    def forward(self) -> Tensor:
+        return self.tables.lookup(self.batch)[0].values()
+
+    def step(self, grad: Tensor) -> None:
+        self.forward().backward(grad)
+        self.tables.step()
+
+
+class Fbgemm:
+    """FBGEMM's table-batched embeddings, CPU build."""
+
+    def __init__(self, rows: int, dim: int, ids: Tensor) -> None:
+        self.bags = SplitTableBatchedEmbeddingBagsCodegen(
+            [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * TABLES,
+            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+            learning_rate=0.01,
+        )
+        self.ids, self.offsets = ids, torch.arange(len(ids) + 1)
+
+    def forward(self) -> Tensor:
+        return self.bags(self.ids, self.offsets)
+
+    def step(self, grad: Tensor) -> None:
+        self.forward().backward(grad)
+
+
+class EmbeddingBags:
+    """26 nn.EmbeddingBag with sparse gradients and a torch optimizer."""
+
+    def __init__(
+        self, rows: int, dim: int, ids: Tensor, optimizer: Callable[..., torch.optim.Optimizer]
+    ) -> None:
+        self.bags = nn.ModuleList(
+            nn.EmbeddingBag(rows, dim, sparse=True, mode="sum") for _ in range(TABLES)
+        )
+        self.optimizer = optimizer(list(self.bags.parameters()), lr=0.01)
+        self.ids = ids.view(TABLES, -1, 1)
+
+    def forward(self) -> Tensor:
+        return torch.cat([bag(ids) for bag, ids in zip(self.bags, self.ids, strict=True)], dim=1)
+
+    def step(self, grad: Tensor) -> None:
+        self.forward().backward(grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def draw_ids(rows: int, batch: int, zipf: bool, seed: int = 0) -> Tensor:
+    """Return ids [26 * B], key after key: uniform, or Zipf over a permutation of the rows."""
+    rng = np.random.default_rng(seed)
+    if not zipf:
+        return torch.from_numpy(rng.integers(0, rows, TABLES * batch))
+    mass = np.cumsum(np.arange(1, rows + 1) ** -ZIPF)
+    ranks = [np.searchsorted(mass, rng.random(batch) * mass[-1]) for _ in range(TABLES)]
+    return torch.from_numpy(np.concatenate([rng.permutation(rows)[rank] for rank in ranks]))
+
+
+def contenders(rows: int, dim: int, ids: Tensor) -> dict[str, Any]:
+    """Return what is compared, by name; the slow ones only where they fit in memory together."""
+    found: dict[str, Any] = {
+        "native": Native(rows, dim, ids, RowWiseAdagrad(lr=0.01), "native"),
+        "fbgemm": Fbgemm(rows, dim, ids),
+    }
+    if TABLES * rows * dim * 4 * 7 < MEMORY * 4:
+        found |= {
+            "native adam": Native(rows, dim, ids, Adam(lr=0.01), "native"),
+            "torchrec": Native(rows, dim, ids, RowWiseAdagrad(lr=0.01), "torchrec"),
+            "EmbeddingBag+SparseAdam": EmbeddingBags(rows, dim, ids, torch.optim.SparseAdam),
+            "EmbeddingBag+Adagrad": EmbeddingBags(rows, dim, ids, torch.optim.Adagrad),
+        }
+    return found
+
+
+def measure(cell: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Return times in ms, ratios to native, and the floor, of one cell."""
+    torch.set_num_threads(cell["threads"])
+    rows, dim, batch = cell["rows"] // TABLES, cell["dim"], cell["batch"]
+    ids = draw_ids(rows, batch, cell["ids"] == "zipf")
+    grad = torch.randn(batch, TABLES * dim) * 1e-3
+    source = torch.rand(COPY_NUMBERS)
+    target = torch.empty_like(source)
+    works: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
+    for name, one in contenders(rows, dim, ids).items():
+        works[f"{name}: forward"] = _forward(one)
+        works[f"{name}: step"] = lambda one=one: one.step(grad)
+    times = in_turns(works, rounds)
+    bandwidth = 2 * source.nbytes / statistics.median(times["copy"])
+    distinct = len(torch.unique(ids + (torch.arange(len(ids)) // batch) * rows))
+    n = len(ids)
+    floors = {
+        "forward": (2 * n * dim * 4 + 8 * n) / bandwidth,
+        "step": (3 * n * dim * 4 + 2 * distinct * dim * 4 + 8 * distinct + 16 * n) / bandwidth,
+    }
+    return {
+        **cell,
+        "distinct_rows": distinct,
+        "copy_gb_per_s": round(bandwidth / 1e9, 1),
+        "floor_ms": {kind: round(floor * 1e3, 3) for kind, floor in floors.items()},
+        "ms": {
+            name: round(statistics.median(found) * 1e3, 3)
+            for name, found in times.items()
+            if name != "copy"
+        },
+        "native_over_floor": {
+            kind: round(statistics.median(times[f"native: {kind}"]) / floors[kind], 2)
+            for kind in floors
+        },
+        "peer_over_native": {
+            name: round(ratio(times[name], times[f"{_ours(name)}: {name.split(': ')[1]}"]), 2)
+            for name in works
+            if name != "copy" and not name.startswith("native")
+        },
+    }
+
+
+def in_turns(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return seconds of every work in every round; each runs twice a round and the second counts."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 2):
+        for name, work in works.items():
+            work()
+            start = time.perf_counter()
+            work()
+            if number >= 2:  # compiled and warm
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Return the median over rounds of their time over ours in the same round."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def _ours(name: str) -> str:
+    return "native adam" if "Adam:" in name else "native"
+
+
+def _forward(one: Any) -> Callable[[], object]:
+    def work() -> object:
+        with torch.no_grad():
+            return one.forward()
+
+    return work
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dims", type=int, nargs="+", default=[4, 16, 64, 128])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rows", type=int, nargs="+", default=[104_000, 2_600_000, 10_400_000])
+    parser.add_argument("--batches", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--ids", nargs="+", default=["zipf", "uniform"])
+    parser.add_argument("--rounds", type=int, default=10)
+    options = parser.parse_args()
+    cells = []
+    for rows, dim, batch, ids, threads in itertools.product(
+        options.rows, options.dims, options.batches, options.ids, options.threads
+    ):
+        cell = {"rows": rows, "dim": dim, "batch": batch, "ids": ids, "threads": threads}
+        cells.append(measure(cell, options.rounds))
+        gc.collect()
+        found = cells[-1]
+        print(
+            *cell.values(), "| floor", found["floor_ms"]["step"], "| x floor",
+            found["native_over_floor"], "| peers / native",
+            {name: value for name, value in found["peer_over_native"].items() if "step" in name},
+            flush=True,
+        )  # fmt: skip
+    write_result("row_store", {"cells": cells})
