@@ -5,6 +5,7 @@ Shape letters: B rows of a batch, N rows of a split.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import resource
@@ -106,6 +107,7 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
             log.info("%s is finished already", run.path)
             return summary
         began = time.perf_counter()
+        keep_freed_memory()
         store = open_store(config)
         with StopSignal() as stop:
             trainer = Trainer(config, store, run, stop)
@@ -490,6 +492,19 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc hand freed blocks out again instead of returning them to the system.
+
+    A batch needs blocks of tens of megabytes; by default each of them is mapped, zeroed page by page
+    and unmapped at every step, which costs about a tenth of it. Elsewhere this does nothing.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+            mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 def peak_memory() -> int:

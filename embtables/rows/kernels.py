@@ -11,6 +11,9 @@ on the number of threads, and nothing as large as the table is ever written.
 Rows that will be needed soon are prefetched: a gather from a large table waits for memory alone.
 """
 
+# Intrinsics take a typing context that callers do not give.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import numpy as np
@@ -77,7 +80,7 @@ _float = _bitcast(types.uint32, types.float32)
 @njit(inline="always")
 def _prefetch(rows, row):
     for byte in range(0, rows.shape[1] * rows.itemsize, _LINE):
-        _prefetch_line(rows, row, byte)  # pyright: ignore[reportCallIssue]
+        _prefetch_line(rows, row, byte)
 
 
 # -- stored forms of a row -------------------------------------------------------------------------
