@@ -2,10 +2,10 @@
 
     python -m bench.compressors [--dims 16 64] [--threads 2]
 
-25 tables of 100,000 ids and one of 1,000 (mixed dimensions need a difference), batch 4096, Zipf ids, one id a bag, equal output width, 20 % of the bytes
-(fp16 and int8 have their own). Train step: look-up, backward and row-wise Adagrad of the tables alone,
-so that no network hides their cost. Inference: look-up in the packed tables. All take turns in every
-round; ratios are medians over rounds.
+25 tables of 100,000 ids and one of 1,000 (mixed widths need a difference), batch 4096, Zipf ids, one
+id a bag, equal output width, 20 % of the bytes (fp16 and int8 have their own). Train step: look-up,
+backward and row-wise Adagrad of the tables alone, so that no network hides their cost. Inference:
+look-up in the packed tables. All take turns in every round; ratios are medians over rounds.
 """
 
 from __future__ import annotations

@@ -221,4 +221,4 @@ if __name__ == "__main__":
             {name: value for name, value in found["peer_over_native"].items() if "step" in name},
             flush=True,
         )  # fmt: skip
-    write_result("row_store", {"cells": cells})
+        write_result("row_store", {"cells": cells})

@@ -96,9 +96,11 @@ CELLS = (
     Cell("frappe/autoint", FRAPPE, {**BARS_AUTOINT, "scale": False}, l2=0.05),
     # Interacting layers as wide as the embedding: the form that every library has.
     Cell("frappe/autoint-square", FRAPPE, SQUARE_AUTOINT, epochs=4, l2=0.05),
-    Cell("criteo/deepfm", CRITEO, {"kind": "deepfm", "dim": 16, **HIDDEN}),
-    Cell("criteo/dcnv2", CRITEO, {"kind": "dcnv2", "dim": 16, "numeric": "value", **HIDDEN}),
-    Cell("criteo/autoint", CRITEO, SQUARE_AUTOINT),
+    Cell("criteo/deepfm", CRITEO, {"kind": "deepfm", "dim": 16, **HIDDEN}, epochs=1),
+    Cell(
+        "criteo/dcnv2", CRITEO, {"kind": "dcnv2", "dim": 16, "numeric": "value", **HIDDEN}, epochs=1
+    ),
+    Cell("criteo/autoint", CRITEO, SQUARE_AUTOINT, epochs=1),
     Cell("amazon/din", AMAZON, {**DIN, **RELU}, batch_size=1024),
     Cell("amazon/din-dice", AMAZON, {**DIN, "softmax": True}, batch_size=1024),
 )

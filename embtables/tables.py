@@ -344,13 +344,19 @@ class _MiniBatchL2:
         for group, ids, found in zip(groups, picked, vectors, strict=True):
             device = found.device
             offsets = torch.tensor([self.offset[f.table] for f in group.features], device=device)
-            shaped = ids.segments.shape(ids.values) + ids.segments.spread(offsets)
-            keys, inverse, times = torch.unique(
-                shaped.flatten(), return_inverse=True, return_counts=True
-            )
-            weight = 1 / (self.counts.to(device)[keys] * times)
-            total = total + (weight[inverse] * found.square().sum(dim=-1).flatten()).sum()
+            keys = (ids.segments.shape(ids.values) + ids.segments.spread(offsets)).flatten()
+            weight = 1 / (self.counts.to(device)[keys] * self._times(keys))
+            total = total + (weight * found.square().sum(dim=-1).flatten()).sum()
         return self.strength / 2 * total
+
+    def _times(self, keys: Tensor) -> Tensor:
+        """Return [n], how often each key occurs in the batch: its ids share one penalty."""
+        if keys.device.type == "cpu":
+            from embtables.rows.gather import occurrences
+
+            return occurrences(keys, len(self.counts))
+        _, inverse, times = torch.unique(keys, return_inverse=True, return_counts=True)
+        return times[inverse]
 
 
 def pick_backend(spec: StoreSpec) -> str:

@@ -107,7 +107,6 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
             log.info("%s is finished already", run.path)
             return summary
         began = time.perf_counter()
-        keep_freed_memory()
         store = open_store(config)
         with StopSignal() as stop:
             trainer = Trainer(config, store, run, stop)
@@ -195,6 +194,7 @@ class Trainer:
             self.load(self.run.last)
             self.run.rewind(self.state.step - self.state.pending)
             log.info("resuming at epoch %d, step %d", self.state.epoch + 1, self.state.step)
+        keep_freed_memory()
         self._lap("build")
         try:
             while not self.state.finished:

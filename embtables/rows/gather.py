@@ -93,6 +93,24 @@ class Gather:
         return place, out, kept
 
 
+def bucket_shift(rows: int) -> int:
+    """Return log2 of the rows of a bucket, for `kernels.deal`."""
+    return max(0, (rows - 1).bit_length() - kernels.BUCKET_BITS)
+
+
+def occurrences(keys: Tensor, rows: int) -> Tensor:
+    """Return [n], how often each of the keys [n] in 0 .. rows - 1 occurs, on the CPU."""
+    shift, threads = bucket_shift(rows), parallel.thread_count()
+    buckets = (rows - 1 >> shift) + 1
+    counts = torch.empty(threads, buckets, dtype=torch.int64)
+    entries, found = torch.empty_like(keys), torch.empty_like(keys)
+    starts = torch.empty(buckets + 1, dtype=torch.int64)
+    parallel.call(kernels.deal, keys, shift, counts, entries, starts)
+    heads = torch.full((threads, 1 << shift), -1, dtype=torch.int32)
+    parallel.call(kernels.count_equal, shift, entries, starts, heads, found)
+    return found
+
+
 def stored_rows(arena: Arena) -> tuple[Tensor, Tensor]:
     """Return the stored rows of an arena and their scales (empty unless int8)."""
     return arena.values, getattr(arena, "scale", NOTHING)

@@ -607,8 +607,8 @@ def dense_step(
 
 
 @njit(parallel=True, cache=True)
-def count_equal(place, shift, entries, starts, heads, out, threads):
-    """Write how often the place of each read occurs in the batch, [N] from the entries of `deal`."""
+def count_equal(shift, entries, starts, heads, out, threads):
+    """Write how often the row of each read occurs in the batch, [N] from the entries of `deal`."""
     mask = (1 << shift) - 1
     for t in prange(threads):
         head = heads[t]

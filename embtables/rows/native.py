@@ -26,7 +26,15 @@ from embtables import parallel
 from embtables.compressor import Combine, Segments
 from embtables.rows import kernels
 from embtables.rows.arena import Arena, ArenaReader, ArenaStore
-from embtables.rows.gather import FORMS, NOTHING, Buffers, Gather, as_vectors, stored_rows
+from embtables.rows.gather import (
+    FORMS,
+    NOTHING,
+    Buffers,
+    Gather,
+    as_vectors,
+    bucket_shift,
+    stored_rows,
+)
 from embtables.rows.optimizers import Adam, DenseAdam
 from embtables.rows.store import StoreSpec, backends
 
@@ -223,7 +231,7 @@ class NativeStore(ArenaStore):
         arena = self.arena(name)
         place, grads, repeat = self._joined(reads, arena.values.shape[1])
         count, threads = len(place), parallel.thread_count()
-        shift = max(0, (len(arena.values) - 1).bit_length() - kernels.BUCKET_BITS)
+        shift = bucket_shift(len(arena.values))
         buckets = max(0, len(arena.values) - 1 >> shift) + 1
         take = self._memory.take
         entries = take(f"{name}/entries", count, dtype=torch.int64)

@@ -22,7 +22,7 @@ from embtables import (
     RowWiseAdagrad,
     Vocabulary,
 )
-from embtables.rows.gather import Buffers
+from embtables.rows.gather import Buffers, occurrences
 from embtables.torchrec_types import KeyedJaggedTensor
 
 VOCABULARIES = {"a": Vocabulary(700), "b": Vocabulary(90)}
@@ -188,6 +188,12 @@ def test_a_vector_that_is_kept_is_not_overwritten() -> None:
         tables.step()
     assert torch.equal(kept, copies[0])
     assert torch.equal(pooled, copies[1])
+
+
+@given(st.lists(st.integers(0, 4999), max_size=400), st.integers(5000, 10**6))
+def test_occurrences(keys: list[int], rows: int) -> None:
+    found = occurrences(torch.tensor(keys, dtype=torch.long), rows)
+    assert found.tolist() == [keys.count(key) for key in keys]
 
 
 def test_buffers_are_reused_once_free() -> None:
