@@ -14,23 +14,30 @@ from numba.core import config
 from torch import Tensor
 
 
-def _threading_layer() -> str:
+def _share_threads() -> None:
     """Let Numba's threads be those of torch, or else threads that sleep.
 
     Two OpenMP runtimes spin against each other, which costs more than the kernels take; the sleeping
     work queue takes 0.1 ms to wake (bench/README.md). With torch's runtime in the global scope of the
-    loader, Numba's OpenMP layer binds to it.
+    loader, Numba's OpenMP layer binds to it. When Numba starts its threads it sets the number of
+    threads and nesting for the whole runtime: both are put back.
     """
+    threads = torch.get_num_threads()
     try:
-        runtime = Path(torch.__file__).parent / "lib" / "libgomp.so.1"
-        ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
-        import numba.np.ufunc.omppool  # pyright: ignore[reportMissingImports]  # noqa: F401
+        runtime = ctypes.CDLL(
+            str(Path(torch.__file__).parent / "lib" / "libgomp.so.1"), mode=ctypes.RTLD_GLOBAL
+        )
+        import numba.np.ufunc.omppool  # pyright: ignore[reportMissingImports]
     except (OSError, ImportError):
-        return "workqueue"
-    return "omp"
+        config.THREADING_LAYER = "workqueue"  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    config.THREADING_LAYER = "omp"  # pyright: ignore[reportAttributeAccessIssue]
+    numba.set_num_threads(1)  # starts them
+    runtime.omp_set_max_active_levels(1)
+    torch.set_num_threads(threads)
 
 
-config.THREADING_LAYER = _threading_layer()  # pyright: ignore[reportAttributeAccessIssue]
+_share_threads()
 _MOST: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 
 
