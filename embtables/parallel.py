@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import torch
 from numba.core import config
 from torch import Tensor
+
+log = logging.getLogger("embtables")
 
 
 def _share_threads() -> None:
@@ -53,10 +57,24 @@ def call(kernel: Callable[..., Any], *arguments: Any) -> Any:
         kernel: takes the arguments and, last, the number of threads.
         arguments: tensors go in as arrays without a copy, those of float16 as int16 of the same bits.
     """
+    _announce(kernel)
     threads = thread_count()
     numba.set_num_threads(threads)
     found = kernel(*(_array(one) if isinstance(one, Tensor) else one for one in arguments), threads)
     return torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+
+
+@cache
+def _announce(kernel: Any) -> None:
+    """Say once in a process that kernels are being compiled, if they are not in Numba's cache."""
+    name = kernel.py_func.__qualname__
+    if not any(Path(kernel.stats.cache_path).glob(f"*.{name}-*.nbi")):
+        _say_compiling()
+
+
+@cache
+def _say_compiling() -> None:
+    log.info("compiling CPU kernels: some seconds, once on this machine")
 
 
 def _array(tensor: Tensor) -> np.ndarray:
