@@ -23,13 +23,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bench.common import RESULTS
+from bench.common import write_result
 from data.text import open_text
-from trainer.rundir import environment
 
 PEERS = Path(__file__).parent / "peers"
 RUNNERS = {
@@ -171,15 +169,8 @@ def main() -> None:
         sizes = [measure(rows, options, Path(folder)) for rows in (options.rows, 2 * options.rows)]
     print_table(sizes)
     if not options.dry:
-        result = {
-            "question": "data",
-            "date": date.today().isoformat(),
-            "environment": {k: v for k, v in environment().items() if k != "command"},
-            "batch_size": options.batch_size,
-            "min_count": options.min_count,
-            "sizes": sizes,
-        }
-        (RESULTS / "data.json").write_text(json.dumps(result, indent=1) + "\n")
+        settings = {"batch_size": options.batch_size, "min_count": options.min_count}
+        write_result("data", {**settings, "sizes": sizes})
 
 
 if __name__ == "__main__":

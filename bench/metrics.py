@@ -18,16 +18,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from bench.common import RESULTS
+from bench.common import write_result
 from trainer import metrics
-from trainer.rundir import environment
 
 FUXICTR = Path(".venv-peers/fuxictr/bin/python")
 RUNNER = Path(__file__).parent / "peers" / "fuxictr_gauc.py"
@@ -124,15 +122,8 @@ def main() -> None:
         )
         print(f"{name:18} {told}")
     if not options.dry:
-        result = {
-            "question": "metrics",
-            "date": date.today().isoformat(),
-            "environment": {k: v for k, v in environment().items() if k != "command"},
-            "rows": options.rows,
-            "groups": options.groups,
-            "contenders": lines,
-        }
-        (RESULTS / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+        sizes = {"rows": options.rows, "groups": options.groups}
+        write_result("metrics", {**sizes, "contenders": lines})
 
 
 if __name__ == "__main__":
