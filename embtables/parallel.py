@@ -42,12 +42,12 @@ def _share_threads() -> None:
 
 
 _share_threads()
-_MOST: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+MOST: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def thread_count() -> int:
     """Return the number of threads: torch's, as far as Numba has them."""
-    return min(torch.get_num_threads(), _MOST)
+    return min(torch.get_num_threads(), MOST)
 
 
 def call(kernel: Callable[..., Any], *arguments: Any) -> Any:

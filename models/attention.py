@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from embtables import parallel
 
@@ -41,7 +42,10 @@ class FieldAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    @once_differentiable  # a second derivative would be wrong without a word
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, None, None]:
         """Return the gradient [B, F, 3 A] of the projections."""
         projected, weights = ctx.saved_tensors
         out = torch.empty_like(projected)

@@ -10,6 +10,7 @@ A attention width, T length of a padded history, E width of a behaviour.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 NEVER = 10**9
 
 
-class Model(BaseModel):
+class Model(BaseModel, ABC):
     """What the models share: how they are trained, timed, and started."""
 
     def __init__(self, features: FeatureMap, job: dict[str, Any]) -> None:
@@ -54,13 +55,13 @@ class Model(BaseModel):
         self.reset_parameters()
         start(self)
 
+    @abstractmethod
     def build(self, features: FeatureMap, model: dict[str, Any]) -> None:
         """Make the layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logit(self, inputs: dict[str, Tensor]) -> Tensor:
         """Return [B, 1] of a batch of columns."""
-        raise NotImplementedError
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the probabilities of a batch."""

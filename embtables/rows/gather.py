@@ -106,7 +106,7 @@ def occurrences(keys: Tensor, rows: int) -> Tensor:
     entries, found = torch.empty_like(keys), torch.empty_like(keys)
     starts = torch.empty(buckets + 1, dtype=torch.int64)
     parallel.call(kernels.deal, keys, shift, counts, entries, starts)
-    heads = torch.full((threads, 1 << shift), -1, dtype=torch.int32)
+    heads = torch.full((parallel.MOST, 1 << shift), -1, dtype=torch.int32)
     parallel.call(kernels.count_equal, shift, entries, starts, heads, found)
     return found
 

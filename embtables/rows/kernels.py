@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-SUM, MULT, CONCAT = 0, 1, 2
+SUM, MULT = 0, 1
 SGD, ROWWISE_ADAGRAD, ADAGRAD, ADAM = 0, 1, 2, 3
 
 AHEAD = 20
@@ -185,81 +185,64 @@ def _float_to_half(value, noise):
 # -- addresses -------------------------------------------------------------------------------------
 
 
-@njit
-def _segment(bounds, position):
-    """Return the segment that holds a position."""
-    return np.searchsorted(bounds, position, side="right") - 1
+@njit(inline="always")
+def _within(bounds, s, threads, t):
+    """Return the positions [first, last) of a segment that are in a thread's share of all."""
+    n = bounds[-1]
+    return max(n * t // threads, bounds[s]), min(n * (t + 1) // threads, bounds[s + 1])
 
 
 @njit(parallel=True, cache=True)
 def first_outside(ids, limits, bounds, threads):
     """Return the first position [n] whose id is outside 0 .. limit - 1 (limit 0: none is), or -1."""
-    n = len(ids)
-    found = np.full(threads, n, np.int64)
+    found = np.full(threads, len(ids), np.int64)
     for t in prange(threads):
-        stop = n * (t + 1) // threads
-        i = n * t // threads
-        s = _segment(bounds, i)
-        while i < stop:
-            end = min(stop, bounds[s + 1])
-            limit = limits[s]
-            if limit > 0:
-                bad = 0
-                for j in range(i, end):
-                    bad += np.int64((ids[j] < 0) | (ids[j] >= limit))
-                if bad:
-                    while 0 <= ids[i] < limit:
-                        i += 1
-                    found[t] = i
-                    break
-            i = end
-            s += 1
-    first = found.min()
-    return first if first < n else -1
+        for s in range(len(limits)):
+            first, last = _within(bounds, s, threads, t)
+            bad = 0
+            if limits[s] > 0:
+                for j in range(first, last):
+                    bad += np.int64((ids[j] < 0) | (ids[j] >= limits[s]))
+            if bad:
+                while 0 <= ids[first] < limits[s]:
+                    first += 1
+                found[t] = first
+                break
+    earliest = found.min()
+    return earliest if earliest < len(ids) else -1
 
 
 @njit(parallel=True, cache=True)
 def hash_rows(ids, salts, rows, bounds, threads):
     """Return [K, n] rows in 0 .. rows - 1 of ids [n]; salts and rows are [K, S]."""
-    n, probes = len(ids), len(salts)
-    out = np.empty((probes, n), np.int64)
+    probes, segments = salts.shape
+    out = np.empty((probes, len(ids)), np.int64)
     for t in prange(threads):
-        stop = n * (t + 1) // threads
-        i = n * t // threads
-        s = _segment(bounds, i)
-        while i < stop:
-            end = min(stop, bounds[s + 1])
+        for s in range(segments):
+            first, last = _within(bounds, s, threads, t)
             for k in range(probes):
                 salt, count = np.uint64(salts[k, s]), np.uint64(rows[k, s])
-                for j in range(i, end):
+                for j in range(first, last):
                     x = np.uint64(np.int64(ids[j])) + salt
                     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
                     x = (x ^ (x >> np.uint64(31))) >> np.uint64(32)
                     out[k, j] = np.int64((x * count) >> np.uint64(32))
-            i = end
-            s += 1
     return out
 
 
 @njit(parallel=True, cache=True)
 def divide(ids, divisors, bounds, threads):
     """Return [2, n], quotients and remainders of ids [n] by the divisor [S] of their segment."""
-    n = len(ids)
-    out = np.empty((2, n), np.int64)
+    out = np.empty((2, len(ids)), np.int64)
     for t in prange(threads):
-        stop = n * (t + 1) // threads
-        i = n * t // threads
-        s = _segment(bounds, i)
-        while i < stop:
-            end = min(stop, bounds[s + 1])
+        for s in range(len(divisors)):
+            first, last = _within(bounds, s, threads, t)
             divisor = np.uint64(divisors[s])
-            for j in range(i, end):
+            for j in range(first, last):
                 whole = np.uint64(ids[j]) // divisor
                 out[0, j] = whole
                 out[1, j] = np.uint64(ids[j]) - whole * divisor
-            i = end
-            s += 1
     return out
 
 
@@ -276,26 +259,20 @@ def places(rows, base, bounds, by_row, out, threads):
         out: [n * K].
         threads: T.
     """
-    probes, n = rows.shape
-    segments = base.shape[1]
+    probes, segments = base.shape
     for t in prange(threads):
         if by_row:
-            batch = n // segments
+            batch = rows.shape[1] // segments
             for b in range(batch * t // threads, batch * (t + 1) // threads):
                 for s in range(segments):
                     for k in range(probes):
                         out[(b * segments + s) * probes + k] = rows[k, s * batch + b] + base[k, s]
         else:
-            stop = n * (t + 1) // threads
-            i = n * t // threads
-            s = _segment(bounds, i)
-            while i < stop:
-                end = min(stop, bounds[s + 1])
+            for s in range(segments):
+                first, last = _within(bounds, s, threads, t)
                 for k in range(probes):
-                    for j in range(i, end):
+                    for j in range(first, last):
                         out[j * probes + k] = rows[k, j] + base[k, s]
-                i = end
-                s += 1
 
 
 # -- forward ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from step to step, so that a steady state allocates nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from embtables import parallel
 from embtables.compressor import Combine, Segments
+from embtables.hashing import MAX_ROWS
 from embtables.rows import kernels
 from embtables.rows.arena import Arena, ArenaReader, ArenaStore
 from embtables.rows.gather import (
@@ -93,7 +95,7 @@ class NativeStore(ArenaStore):
 
     def __init__(self, spec: StoreSpec) -> None:
         super().__init__(spec)
-        self.seed = spec.seed
+        self.seed = spec.seed % 2**32
         self._gathers = [
             Gather(cast(ArenaReader, reader), self.arena(name))
             for reader, name in zip(self.readers, self.read_arenas, strict=True)
@@ -119,6 +121,15 @@ class NativeStore(ArenaStore):
             )
         elif spec.optimizer.kind not in _KINDS:
             reasons.append(f"backend native has no {spec.optimizer.kind}; use backend=reference")
+        rows: Counter[int] = Counter()
+        for table in spec.tables:
+            rows[table.dim] += table.rows
+        for dim, count in rows.items():
+            if count > MAX_ROWS:
+                reasons.append(
+                    f"backend native addresses {MAX_ROWS:,} rows of one width, not the {count:,} of "
+                    f"width {dim}; lower the budget, or use backend=reference"
+                )
         unknown = [kind for kind in spec.held if kind not in FORMS]
         if unknown:
             reasons.append(f"backend native cannot train {unknown[0]} rows; use backend=reference")
@@ -239,7 +250,7 @@ class NativeStore(ArenaStore):
         counts = take(f"{name}/counts", threads, buckets, dtype=torch.int64)
         parallel.call(kernels.deal, place, shift, counts, entries, starts)
         following = take(f"{name}/following", count, dtype=torch.int32)
-        heads = self._heads(threads, 1 << shift)
+        heads = self._heads(1 << shift)
         self._dealt[name] = _Dealt(grads, repeat, shift, entries, starts, following, heads)
         return self._dealt[name]
 
@@ -253,13 +264,11 @@ class NativeStore(ArenaStore):
         nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dim)
         return torch.cat([*place, nothing[0]]), torch.cat([*grads, nothing[1]]), 1
 
-    def _heads(self, threads: int, size: int) -> Tensor:
-        """Return [threads, size] of -1, which the kernels leave as they found it."""
-        kept = self._kept_heads
-        if len(kept) < threads or kept.shape[1] < size:
-            shape = max(len(kept), threads), max(kept.shape[1], size)
-            kept = self._kept_heads = torch.full(shape, -1, dtype=torch.int32)
-        return kept
+    def _heads(self, size: int) -> Tensor:
+        """Return [T, size] of -1 for any number of threads; the kernels leave it as they found it."""
+        if self._kept_heads.shape[1] < size:
+            self._kept_heads = torch.full((parallel.MOST, size), -1, dtype=torch.int32)
+        return self._kept_heads
 
 
 def _key(seed: int, step: int) -> int:
