@@ -20,11 +20,12 @@ A group holds S segments (a segment: the ids of one feature, in the order of the
 
     Sharing.encode   ids [n]            -> rows [K, n]       K rows read for each id
     RowStore         rows [K, n]        -> vectors [.., W]   the K rows of an id combined as
-                                                             `Sharing.combine` says; W: stored width
+                                                             `Sharing.combine` says, and pooled if
+                                                             `Width.linear`; W: stored width
     Width.decode     [.., W]            -> [.., D]           D: width granted to the model
 
-where ".." is [S, B] if every bag of the batch holds one id, so that pooling is a matter of strides,
-and [n] otherwise.
+where ".." is [S, B] if every bag of the batch holds one id or has been pooled, so that the rest is a
+matter of strides, and [n] otherwise.
 
 All of it is tensor code over the whole group: constants of a segment are spread over its ids by
 `Segments`, never by a loop. Everything a method learns or fits must be a parameter or a persistent
@@ -129,6 +130,25 @@ class Segments:
         return np.cumsum([0, *self.lengths])
 
 
+@dataclass(frozen=True)
+class Bags:
+    """What is added up: bag o holds the vectors of ids offsets[o] .. offsets[o + 1] - 1.
+
+    The ids of a feature that is not pooled are bags of one, behind those of the pooled features.
+
+    Attributes:
+        offsets: [O + 1] int64.
+        divisors: [O] what each sum is divided by, or None.
+        weights: [n] factor of each vector, or None.
+        segments: how the O sums are cut into segments.
+    """
+
+    offsets: Tensor
+    divisors: Tensor | None
+    weights: Tensor | None
+    segments: Segments
+
+
 Combine = Literal["concat", "sum", "mult"]
 """How the K rows of an id become one vector: side by side, added, or multiplied."""
 
@@ -189,6 +209,8 @@ class Width(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Config]]
+    linear: ClassVar[bool] = True
+    """Whether `decode` is linear and the same for all ids of a segment: bags are then added up first."""
 
     def __init__(self, config: Any, tables: Sequence[Table]) -> None:
         super().__init__()

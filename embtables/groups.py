@@ -1,20 +1,20 @@
 """Groups: the features that one method serves at one width, handled together as tensors.
 
 Shape letters: S segments (features) of the group, B rows of the batch, n ids of the group, K rows
-read for an id, d width of physical rows, W stored width, D width granted to the model.
+read for an id, P pooled features, d width of physical rows, W stored width, D width granted to the
+model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from embtables.budget import Placed, Plan
-from embtables.compressor import Segments, Sharing, Width, sharings, widths
+from embtables.compressor import Bags, Segments, Sharing, Width, sharings, widths
 from embtables.features import Feature, Vocabulary
 from embtables.rows.store import Read
 from embtables.torchrec_types import JaggedTensor, KeyedJaggedTensor
@@ -30,15 +30,17 @@ class Ids:
         values: [n] int64 or int32, segment after segment.
         segments: how they are cut into S segments.
         lengths: [S, B] bag lengths.
-        single: [S] whether every bag of the segment holds one id.
-        weights: [n] factor of each vector in its bag, or None.
+        bags: what is to be added up; None where every bag is one id without a weight, or is pooled.
     """
 
     values: Tensor
     segments: Segments
     lengths: Tensor
-    single: list[bool]
-    weights: Tensor | None
+    bags: Bags | None
+
+    def pooled(self) -> Ids:
+        """Return what is left to do once the bags are added up."""
+        return self if self.bags is None else replace(self, segments=self.bags.segments, bags=None)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Group(nn.Module):
 
     limits: Tensor
     unknown: Tensor
+    mean: Tensor
 
     def __init__(
         self,
@@ -97,11 +100,14 @@ class Group(nn.Module):
             self.sharing.combine,
         )
         self.width: Width = widths.get(config.width.kind)(config.width, tables)
+        self.adds_first = self.width.linear
         self.closed = [not vocabulary.open for vocabulary in vocabularies]
         limits = [0 if v.open else v.rows for v in vocabularies]  # 0: any id is inside
         unknown = [-1 if v.oov is None else v.oov for v in vocabularies]
         self.register_buffer("limits", torch.tensor(limits), persistent=False)
         self.register_buffer("unknown", torch.tensor(unknown), persistent=False)
+        mean = [[float(feature.pooling == "mean")] for feature in self.pooled]
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
 
     def select(self, kjt: KeyedJaggedTensor, keys: Keys, single: Sequence[bool]) -> Ids:
         """Take the group's ids out of a batch.
@@ -115,13 +121,40 @@ class Group(nn.Module):
         weights = kjt.weights_or_none()
         cut = [offsets[key + 1] - offsets[key] for key in keys.order]
         mine = [single[key] for key in keys.order]
-        return Ids(
-            keys.take(kjt.values(), offsets),
-            Segments(cut, single=all(mine)),
-            keys.take(kjt.lengths().view(len(single), -1), range(len(single) + 1)),
-            mine,
-            None if weights is None else keys.take(weights, offsets),
-        )
+        lengths = keys.take(kjt.lengths().view(len(single), -1), range(len(single) + 1))
+        bags = None
+        if self.pooled and (weights is not None or not all(mine[: len(self.pooled)])):
+            bags = self._bags(
+                lengths, cut, None if weights is None else keys.take(weights, offsets)
+            )
+        values = keys.take(kjt.values(), offsets)
+        return Ids(values, Segments(cut, single=all(mine)), lengths, bags)
+
+    def _bags(self, lengths: Tensor, cut: list[int], weights: Tensor | None) -> Bags:
+        """Return what pooling adds up, of bag lengths [S, B] and ids a segment [S].
+
+        With weights a bag is the sum of weight * vector, for a mean divided by its length, as
+        FBGEMM does.
+        """
+        count, batch = len(self.pooled), lengths.shape[1]
+        single = sum(cut[count:])
+        counts = torch.cat([lengths[:count].flatten(), lengths.new_ones(single)])
+        offsets = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
+        torch.cumsum(counts, 0, out=offsets[1:])
+        divisors = None
+        if any(feature.pooling == "mean" for feature in self.pooled):
+            divisors = 1 + self.mean * (lengths[:count] - 1).clamp(min=0)
+            divisors = torch.cat([divisors.flatten(), divisors.new_ones(single)])
+        if weights is not None and single:
+            weights = torch.cat([weights[: len(weights) - single], weights.new_ones(single)])
+        pooled = Segments([batch] * count + cut[count:], single=count == len(cut))
+        return Bags(offsets, divisors, weights, pooled)
+
+    def bags_of_store(self, ids: Ids) -> Bags | None:
+        """Return the bags that the row store adds up: it does not learn weights."""
+        bags = ids.bags if self.adds_first else None
+        learned = bags is not None and bags.weights is not None and bags.weights.requires_grad
+        return None if learned else bags
 
     def check(self, ids: Ids) -> Ids:
         """Send unknown ids of closed vocabularies to their out-of-vocabulary row.
@@ -160,33 +193,16 @@ class Group(nn.Module):
         )
 
     def pool(self, vectors: Tensor, ids: Ids) -> Tensor:
-        """Return pooled features [B, P * D] from the vectors [.., D] of all ids.
-
-        With weights a bag is the sum of weight * vector, for a mean divided by its length, as
-        FBGEMM does.
-        """
-        if ids.weights is not None:
-            vectors = vectors * ids.segments.shape(ids.weights).unsqueeze(-1)
-        if ids.segments.single:
+        """Return pooled features [B, P * D] from the vectors [.., D] of all ids."""
+        count = len(self.pooled)
+        if vectors.dim() == 3:
             # The backward of a slice copies, even that of a whole one.
-            mine = vectors if len(self.pooled) == len(vectors) else vectors[: len(self.pooled)]
-            return mine.transpose(0, 1).flatten(1)
-        pieces, first, start = [], 0, 0
-        for pooling, run in groupby(self.pooled, key=lambda feature: feature.pooling):
-            last = first + len(list(run))
-            end = start + sum(ids.segments.lengths[first:last])
-            pieces.append(self._pool(vectors[start:end], pooling, ids, first, last))
-            first, start = last, end
-        return torch.cat(pieces, dim=1)
-
-    def _pool(self, vectors: Tensor, pooling: str, ids: Ids, first: int, last: int) -> Tensor:
-        """Return segments first .. last - 1 pooled, [B, (last - first) * D]."""
-        lengths = ids.lengths[first:last]
-        if not all(ids.single[first:last]):
-            vectors = torch.segment_reduce(
-                vectors, pooling, lengths=lengths.flatten(), axis=0, initial=0, unsafe=True
+            mine = vectors if count == len(vectors) else vectors[:count]
+        else:
+            mine = vectors[: sum(ids.segments.lengths[:count])].view(
+                count, ids.lengths.shape[1], self.dim
             )
-        return vectors.view(*lengths.shape, self.dim).transpose(0, 1).flatten(1)
+        return mine.transpose(0, 1).flatten(1)
 
     def sequences(self, vectors: Tensor, ids: Ids) -> dict[str, JaggedTensor]:
         """Return the features that are not pooled, one vector an id."""

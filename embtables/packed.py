@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from embtables.budget import Placed, Plan
 from embtables.compressor import (
+    Bags,
     Parts,
     Precision,
     RowTable,
@@ -30,7 +31,7 @@ from embtables.compressor import (
 from embtables.features import Feature, Vocabulary
 from embtables.groups import Group, as_packed
 from embtables.rows.arena import Arena, ArenaReader, combined
-from embtables.rows.gather import FORMS, Gather, as_vectors
+from embtables.rows.gather import FORMS, Gather
 from embtables.rows.store import Read, RowStore
 from embtables.tables import EmbeddingTables, Lookup
 
@@ -107,20 +108,22 @@ class _FrozenStore(nn.Module):
         self.readers = nn.ModuleList(map(ArenaReader, reads, held))
         self._gathers = list(map(Gather, cast(list[ArenaReader], list(self.readers)), held))
 
-    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
+    def lookup(
+        self,
+        rows: Sequence[Tensor],
+        segments: Sequence[Segments],
+        bags: Sequence[Bags | None],
+    ) -> list[Tensor]:
         """Return the combined vectors of every group, as a row store does."""
-        return [
-            self._read(gather, row, cut)
-            for gather, row, cut in zip(self._gathers, rows, segments, strict=True)
-        ]
+        return list(map(self._read, self._gathers, rows, segments, bags))
 
-    def _read(self, gather: Gather, rows: Tensor, segments: Segments) -> Tensor:
+    def _read(self, gather: Gather, rows: Tensor, segments: Segments, bags: Bags | None) -> Tensor:
         arena = gather.arena
         assert arena.precision is not None
         if rows.device.type == "cpu" and arena.precision.config.kind in FORMS:
-            return as_vectors(gather(rows, segments)[1])
+            return gather(rows, segments, bags).result()
         vectors = arena.gather(gather.reader(rows, segments))
-        return combined(vectors, gather.combine, segments)
+        return combined(vectors, gather.combine, segments, bags)
 
 
 def pack_tensors(tables: EmbeddingTables) -> tuple[dict[str, Tensor], dict[str, Any]]:

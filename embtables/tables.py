@@ -19,6 +19,7 @@ from embtables.budget import Plan, parse_bytes, plan, plan_bytes, uncompressed_b
 from embtables.compressor import Table, TableConfig, parse_table
 from embtables.features import Feature, Vocabulary, by_name
 from embtables.groups import Group, Ids, Keys, as_packed, build_groups
+from embtables.rows.arena import pooled
 from embtables.rows.optimizers import RowOptimizer
 from embtables.rows.store import Init, RowStore, StoreSpec, backends
 from embtables.torchrec_types import JaggedTensor, KeyedJaggedTensor, KeyedTensor
@@ -98,10 +99,12 @@ class Lookup(nn.Module):
             g.sharing.encode(ids.values, ids.segments)
             for g, ids in zip(groups, picked, strict=True)
         ]
-        read = self.store.lookup(rows, cuts)
+        bags = [group.bags_of_store(ids) for group, ids in zip(groups, picked, strict=True)]
+        read = self.store.lookup(rows, cuts, bags)
+        picked = [ids.pooled() if bag else ids for ids, bag in zip(picked, bags, strict=True)]
         vectors = [
-            group.width.decode(group.sharing.cut(found), cut)
-            for group, found, cut in zip(groups, read, cuts, strict=True)
+            group.width.decode(group.sharing.cut(found), ids.segments)
+            for group, found, ids in zip(groups, read, picked, strict=True)
         ]
         self._observe(groups, picked, vectors)
         return self._gather(groups, picked, vectors, kjt.stride())
@@ -114,6 +117,8 @@ class Lookup(nn.Module):
     ) -> Found:
         sequences, pieces = {}, []
         for group, ids, found in zip(groups, picked, vectors, strict=True):
+            if ids.bags is not None:
+                found, ids = pooled(found, ids.bags), ids.pooled()
             sequences |= group.sequences(found, ids)
             if group.pooled:
                 pieces.append(group.pool(found, ids))
@@ -221,7 +226,11 @@ class EmbeddingTables(Lookup):
         for group in self.groups:
             group.to(device=device, dtype=dtype)
         self._columns = self._columns.to(device)
-        self._mini_batch_l2 = _MiniBatchL2(self, mini_batch_l2) if mini_batch_l2 else None
+        self._mini_batch_l2 = None
+        if mini_batch_l2:
+            self._mini_batch_l2 = _MiniBatchL2(self, mini_batch_l2)
+            for group in self.groups:
+                cast(Group, group).adds_first = False  # it penalises the vector of each id
         self._penalty = torch.zeros((), dtype=dtype, device=device)
 
     @property

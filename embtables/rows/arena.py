@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from embtables.compressor import Combine, Parts, Precision, RowTable, Segments
+from embtables.compressor import Bags, Combine, Parts, Precision, RowTable, Segments
 from embtables.rows.store import Read, RowStore, StoreSpec
 
 
@@ -87,7 +87,9 @@ class ArenaReader(nn.Module):
         return rows + segments.spread(self.base)
 
 
-def combined(vectors: Tensor, combine: Combine, segments: Segments) -> Tensor:
+def combined(
+    vectors: Tensor, combine: Combine, segments: Segments, bags: Bags | None = None
+) -> Tensor:
     """Combine [K, n, d] as a store's look-up returns it: [S, B, C], or [n, C]."""
     if combine == "sum":
         found = vectors.sum(0)
@@ -95,7 +97,21 @@ def combined(vectors: Tensor, combine: Combine, segments: Segments) -> Tensor:
         found = reduce(torch.mul, vectors.unbind(0))
     else:
         found = vectors[0] if len(vectors) == 1 else vectors.transpose(0, 1).flatten(1)
+    if bags is not None:
+        return pooled(found, bags)
     return found.view(len(segments.lengths), -1, found.shape[1]) if segments.single else found
+
+
+def pooled(vectors: Tensor, bags: Bags) -> Tensor:
+    """Add up vectors [.., C] by bags, as a store's look-up returns it: [S, B, C], or [O, C]."""
+    flat, lengths = vectors.flatten(0, -2), bags.offsets.diff()
+    if bags.weights is not None:
+        flat = flat * bags.weights.unsqueeze(-1)
+    found = torch.segment_reduce(flat, "sum", lengths=lengths, axis=0, initial=0, unsafe=True)
+    if bags.divisors is not None:
+        found = found / bags.divisors.unsqueeze(-1)
+    cut = bags.segments
+    return found.view(len(cut.lengths), -1, found.shape[1]) if cut.single else found
 
 
 def build_arenas(

@@ -1,23 +1,27 @@
 """Reading rows by the kernels: places, gathers and combinations of one group, on the CPU.
 
 Shape letters: B rows of a batch, S segments of a group, K rows read for an id, n ids, N = n * K rows
-read, d width of a row, C width of a combined vector.
+read, O bags, d width of a row, C width of a combined vector.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from embtables import parallel
-from embtables.compressor import Combine, Segments
+from embtables.compressor import Bags, Combine, Segments
 from embtables.rows import kernels
-from embtables.rows.arena import Arena, ArenaReader
+from embtables.rows.arena import Arena, ArenaReader, pooled
 
 FORMS = ("fp32", "fp16", "int8")
 """Precisions whose rows the kernels read and write; plain floats are as fp32."""
 
 NOTHING = torch.empty(0, 1)
+NO_SOURCES = torch.empty(0, dtype=torch.int32)
+NO_FACTORS = torch.empty(0)
 
 
 class Buffers:
@@ -50,6 +54,33 @@ def _count_alone() -> int:
 _ALONE = _count_alone()
 
 
+@dataclass
+class Gathered:
+    """What one look-up read, and what its backward needs.
+
+    Attributes:
+        place: [N] arena rows, those of an id side by side.
+        vectors: [S, B, C] of bags of one or pooled features as [B, S, C], else [n, C] or [O, C].
+        products: [N, d] factors of the products of an id, or empty.
+        sources: [N] row of the gradients [.., d] for each read, or empty (`kernels.step`).
+        factors: [n] on the gradients of each read, or empty.
+        bags: what is still to be added up, or None.
+    """
+
+    place: Tensor
+    vectors: Tensor
+    products: Tensor = NOTHING
+    sources: Tensor = NO_SOURCES
+    factors: Tensor = NO_FACTORS
+    bags: Bags | None = None
+
+    def result(self) -> Tensor:
+        """Return the vectors as a store's look-up does: [S, B, C], and [n, C] or [O, C] as they are."""
+        found = self.vectors
+        found = found.transpose(0, 1) if found.dim() == 3 else found
+        return found if self.bags is None else pooled(found, self.bags)
+
+
 class Gather:
     """Reads the rows of one group and combines those of an id.
 
@@ -68,29 +99,48 @@ class Gather:
         return self.reader.combine
 
     def __call__(
-        self, rows: Tensor, segments: Segments, factors: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return places [N], vectors [B, S, C] or [n, C], and the factors [N, d] of products."""
+        self, rows: Tensor, segments: Segments, bags: Bags | None, training: bool = False
+    ) -> Gathered:
+        """Read rows [K, n]; while training keep what the backward needs."""
         probes, n = rows.shape
-        dim, stored = self.arena.values.shape[1], stored_rows(self.arena)
+        side_by_side = segments.single and bags is None
         place = self._memory.take("place", probes * n, dtype=torch.int64)
-        parallel.call(
-            kernels.places, rows, self.reader.base, segments.bounds, segments.single, place
-        )
-        kept = NOTHING
+        parallel.call(kernels.places, rows, self.reader.base, segments.bounds, side_by_side, place)
+        product = self.combine == "mult" and probes > 1
+        if bags is not None and not product:
+            return self._bags(place, probes, bags)
+        dim, stored = self.arena.values.shape[1], stored_rows(self.arena)
+        products = NOTHING
         if self.combine == "concat" or probes == 1:
             out = self._memory.take("vectors", probes * n, dim)
             parallel.call(kernels.gather, *stored, place, out)
             out = out.view(n, probes * dim)
         else:
-            how = kernels.SUM if self.combine == "sum" else kernels.MULT
-            if factors and self.combine == "mult":
-                kept = self._memory.take("factors", probes * n, dim)
+            if training and product:
+                products = self._memory.take("products", probes * n, dim)
             out = self._memory.take("vectors", n, dim)
-            parallel.call(kernels.gather_combined, *stored, place, how, kept, out)
-        if segments.single:
+            how = kernels.MULT if product else kernels.SUM
+            parallel.call(kernels.gather_combined, *stored, place, how, products, out)
+        if side_by_side:
             out = out.view(-1, len(segments.lengths), out.shape[1])
-        return place, out, kept
+        return Gathered(place, out, products, bags=bags)
+
+    def _bags(self, place: Tensor, probes: int, bags: Bags) -> Gathered:
+        """Read rows at places [n * K] and add them up by bags."""
+        columns = probes if self.combine == "concat" else 1
+        count, dim = len(bags.offsets) - 1, self.arena.values.shape[1]
+        divisors, weights = (NO_FACTORS if f is None else f for f in (bags.divisors, bags.weights))
+        length = len(place) // probes if len(divisors) or len(weights) else 0
+        sources = self._memory.take("sources", len(place), dtype=torch.int32)
+        factors = self._memory.take("factors", length)
+        out = self._memory.take("vectors", count * columns, dim)
+        together = len(bags.segments.lengths) if bags.segments.single else 0
+        parallel.call(
+            kernels.gather_bags, *stored_rows(self.arena), place, columns, bags.offsets, divisors,
+            weights, together, sources, factors, out,
+        )  # fmt: skip
+        shape = (-1, together, columns * dim) if together else (count, columns * dim)
+        return Gathered(place, out.view(shape), sources=sources, factors=factors)
 
 
 def bucket_shift(rows: int) -> int:
@@ -114,8 +164,3 @@ def occurrences(keys: Tensor, rows: int) -> Tensor:
 def stored_rows(arena: Arena) -> tuple[Tensor, Tensor]:
     """Return the stored rows of an arena and their scales (empty unless int8)."""
     return arena.values, getattr(arena, "scale", NOTHING)
-
-
-def as_vectors(found: Tensor) -> Tensor:
-    """Return vectors as a store's look-up does: [S, B, C] of [B, S, C], and [n, C] as they are."""
-    return found.transpose(0, 1) if found.dim() == 3 else found

@@ -1,7 +1,7 @@
 """CPU kernels of the native backend: addresses, gathers, and the fused backward with its optimizer.
 
 Shape letters: S segments of a group, K rows read for an id, n ids of a group, N = n * K rows read,
-R rows of an arena, d numbers in a row, U distinct rows of a batch, T threads.
+O bags of a group, R rows of an arena, d numbers in a row, U distinct rows of a batch, T threads.
 
 Backward without a sort: reads are cut into buckets of neighbouring rows (a stable counting sort by
 the high bits of the row). Within a bucket the reads of a row are chained in the order of the batch,
@@ -192,6 +192,15 @@ def _within(bounds, s, threads, t):
     return max(n * t // threads, bounds[s]), min(n * (t + 1) // threads, bounds[s + 1])
 
 
+@njit(inline="always")
+def _share(starts, threads, t):
+    """Return the buckets or bags [first, last) of a thread: about as many reads for each."""
+    n = starts[-1]
+    first = np.searchsorted(starts[:-1], n * t // threads) if t else 0
+    last = np.searchsorted(starts[:-1], n * (t + 1) // threads)
+    return first, last if t + 1 < threads else len(starts) - 1
+
+
 @njit(parallel=True, cache=True)
 def first_outside(ids, limits, bounds, threads):
     """Return the first position [n] whose id is outside 0 .. limit - 1 (limit 0: none is), or -1."""
@@ -327,6 +336,58 @@ def gather_combined(values, scale, place, combine, factors, out, threads):
 
 
 @njit(parallel=True, cache=True)
+def gather_bags(
+    values, scale, place, columns, offsets, divisors, weights, segments, sources, factors, out,
+    threads,
+):  # fmt: skip
+    """Write the sums of the rows of bags, and what each read adds to.
+
+    Args:
+        values: stored rows [R, d].
+        scale: [R, 1] of int8 rows, else empty.
+        place: [n * K].
+        columns: rows of `out` that a bag has: K if the rows of an id are side by side, 1 if they too
+            are added up.
+        offsets: [O + 1] first id of each bag.
+        divisors: [O] what each sum is divided by, or empty.
+        weights: [n] factor of each id, or empty.
+        segments: S where bag (s, b) goes to b * S + s; 0 leaves bags in order.
+        sources: [n * K] written: the row of `out`.
+        factors: [n] written unless empty: of the gradients.
+        out: [O * columns, d].
+        threads: T.
+    """
+    bags, d = len(offsets) - 1, values.shape[1]
+    probes = len(place) // max(offsets[-1], 1)
+    batch = bags // max(segments, 1)
+    for t in prange(threads):
+        row = np.empty((1, d), np.float32)
+        first, last = _share(offsets, threads, t)
+        for o in range(first, last):
+            start = ((o % batch) * segments + o // batch if segments else o) * columns
+            for c in range(columns):
+                for j in range(d):
+                    out[start + c, j] = 0
+            for i in range(offsets[o], offsets[o + 1]):
+                weight = weights[i] if len(weights) else np.float32(1)
+                if len(factors):
+                    factors[i] = weight / divisors[o] if len(divisors) else weight
+                for k in range(probes):
+                    p = i * probes + k
+                    if p + AHEAD < len(place):
+                        _prefetch(values, place[p + AHEAD])
+                    _load(values, scale, place[p], row, 0)
+                    at = start + k % columns
+                    sources[p] = at
+                    for j in range(d):
+                        out[at, j] += weight * row[0, j]
+            if len(divisors):
+                for c in range(columns):
+                    for j in range(d):
+                        out[start + c, j] /= divisors[o]
+
+
+@njit(parallel=True, cache=True)
 def factor_gradients(grads, factors, out, threads):
     """Write the gradients [n * K, d] of the factors of products with gradients [n, d]."""
     n, d = grads.shape
@@ -392,37 +453,30 @@ def _chain(entries, first, last, mask, head, following):
 
 
 @njit(inline="always")
-def _read_of(entry, repeat):
+def _source(entry, repeat, sources):
     """Return the row of the gradients that an entry reads."""
     position = entry & _POSITION
+    if len(sources):
+        return np.int64(sources[position])
     return position if repeat == 1 else position // repeat
 
 
 @njit(inline="always")
-def _sum_chain(entries, i, following, grads, repeat, total):
+def _sum_chain(entries, i, following, grads, repeat, sources, factors, total):
     """Write the sum of the gradients along a chain."""
-    p = _read_of(entries[i], repeat)
-    for j in range(len(total)):
-        total[j] = grads[p, j]
-    i = following[i]
+    total[:] = 0
     while i >= 0:
-        p = _read_of(entries[i], repeat)
+        p = _source(entries[i], repeat, sources)
+        factor = factors[(entries[i] & _POSITION) // repeat] if len(factors) else np.float32(1)
         for j in range(len(total)):
-            total[j] += grads[p, j]
+            total[j] += factor * grads[p, j]
         i = following[i]
 
 
-@njit(inline="always")
-def _share(starts, threads, t):
-    """Return the buckets [first, last) of a thread: about as many reads for each."""
-    n = starts[-1]
-    first = np.searchsorted(starts[:-1], n * t // threads) if t else 0
-    last = np.searchsorted(starts[:-1], n * (t + 1) // threads)
-    return first, last if t + 1 < threads else len(starts) - 1
-
-
 @njit(parallel=True, cache=True)
-def square_sum(grads, repeat, shift, entries, starts, following, heads, threads):
+def square_sum(
+    grads, repeat, sources, factors, shift, entries, starts, following, heads, threads
+):  # fmt: skip
     """Return the sum of squares of the summed gradients of the distinct rows."""
     sums = np.zeros(len(starts) - 1)
     mask = (1 << shift) - 1
@@ -437,7 +491,7 @@ def square_sum(grads, repeat, shift, entries, starts, following, heads, threads)
                 if head[row] != i:
                     continue
                 head[row] = -1
-                _sum_chain(entries, i, following, grads, repeat, total)
+                _sum_chain(entries, i, following, grads, repeat, sources, factors, total)
                 sums[b] += _square_sum(total)
     return sums.sum()
 
@@ -502,7 +556,7 @@ def _update_stored_any(kind, values, scale, buffer, grad, state, state2, row, ra
 @njit(parallel=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def step(
     kind, values, scale, state, state2, factor, rates, key,
-    grads, repeat, shift, entries, starts, following, heads, threads,
+    grads, repeat, sources, factors, shift, entries, starts, following, heads, threads,
 ):  # fmt: skip
     """Sum the gradients of every distinct row and update it.
 
@@ -514,8 +568,10 @@ def step(
         rates: float32: lr, 1 - lr * weight_decay, eps, and for Adam 1 - beta1, beta2,
             1 - beta2, 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t).
         key: of the stochastic rounding in this step.
-        grads: [N / repeat, d]; read i has the gradient i // repeat.
-        repeat: reads that share one gradient (rows that were summed).
+        grads: [.., d]; read i has the gradient i // repeat, or that of its source.
+        repeat: reads of an id that share one gradient or one factor (rows that were summed).
+        sources: [N] row of the gradients for each read, or empty.
+        factors: [N / repeat] on the gradient of each read, or empty.
         shift, entries, starts: from `deal`.
         following: [N] scratch.
         heads: [T, 2^shift], all -1 before and after.
@@ -533,7 +589,7 @@ def step(
             for i in range(starts[b], starts[b + 1]):
                 if i + AHEAD < n:
                     soon = entries[i + AHEAD]
-                    _prefetch(grads, _read_of(soon, repeat))
+                    _prefetch(grads, _source(soon, repeat, sources))
                     _prefetch(values, soon >> 32)
                     if len(state):
                         _prefetch(state, soon >> 32)
@@ -541,7 +597,7 @@ def step(
                 if head[row & mask] != i:
                     continue
                 head[row & mask] = -1
-                _sum_chain(entries, i, following, grads, repeat, total)
+                _sum_chain(entries, i, following, grads, repeat, sources, factors, total)
                 if factor != 1:
                     for j in range(len(total)):
                         total[j] *= factor
@@ -551,7 +607,7 @@ def step(
 @njit(parallel=True, cache=True, error_model="numpy")
 def dense_step(
     measure, values, state, state2, l2, factor, rates,
-    grads, repeat, shift, entries, starts, following, heads, threads,
+    grads, repeat, sources, factors, shift, entries, starts, following, heads, threads,
 ):  # fmt: skip
     """Take an Adam step on every row, whose gradient is l2 * row + what the batch adds to it.
 
@@ -571,7 +627,8 @@ def dense_step(
             for row in range(base, min(base + (1 << shift), len(values))):
                 total[:] = 0
                 if head[row - base] >= 0:
-                    _sum_chain(entries, head[row - base], following, grads, repeat, total)
+                    i = head[row - base]
+                    _sum_chain(entries, i, following, grads, repeat, sources, factors, total)
                     head[row - base] = -1
                 for j in range(len(total)):
                     total[j] += l2 * values[row, j]

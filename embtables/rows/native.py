@@ -8,32 +8,35 @@ Shape letters: B rows of a batch, S segments of a group, K rows read for an id, 
 read, d width of a row, C width of a combined vector.
 
 Memory beside rows and optimizer state: 8 (place) + 8 (entry) + 4 (chain) bytes for each of the N rows
-read, the vectors themselves, and 4 bytes * T * 2^(log2 R - 9) for heads of chains; all of it is kept
-from step to step, so that a steady state allocates nothing.
+read, 4 more if they are added up by bags and 4 for an id if bags have factors, the vectors themselves,
+and 4 bytes * T * 2^(log2 R - 9) for heads of chains; all of it is kept from step to step, so that a
+steady state allocates nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from embtables import parallel
-from embtables.compressor import Combine, Segments
+from embtables.compressor import Bags, Combine, Segments
 from embtables.hashing import MAX_ROWS
 from embtables.rows import kernels
 from embtables.rows.arena import Arena, ArenaReader, ArenaStore
 from embtables.rows.gather import (
     FORMS,
+    NO_FACTORS,
+    NO_SOURCES,
     NOTHING,
     Buffers,
     Gather,
-    as_vectors,
+    Gathered,
     bucket_shift,
     stored_rows,
 )
@@ -49,44 +52,47 @@ _KINDS = {
 }
 
 
-@dataclass
-class _Read:
-    """What the backward of one look-up needs: places [N], the leaf, and the factors of products."""
-
-    place: Tensor
-    leaf: Tensor
-    probes: int
-    combine: Combine
-    factors: Tensor
-
-    def gradients(self, buffers: Buffers) -> tuple[Tensor, int]:
-        """Return gradients [N / repeat, d] and how many reads share one."""
-        assert self.leaf.grad is not None
-        flat = self.leaf.grad.reshape(-1, self.leaf.shape[-1])
-        if self.combine == "concat":
-            return flat.view(len(self.place), flat.shape[1] // self.probes), 1
-        if self.combine == "sum" or self.probes == 1:
-            return flat, self.probes
-        out = buffers.take("factor gradients", *self.factors.shape)
-        parallel.call(kernels.factor_gradients, flat, self.factors, out)
-        return out, 1
-
-
-@dataclass
-class _Dealt:
-    """The reads of an arena in buckets, and their gradients; fields as in `kernels.step`."""
+class _Gradients(NamedTuple):
+    """Gradients of N reads; fields as in `kernels.step`."""
 
     grads: Tensor
     repeat: int
-    shift: int
-    entries: Tensor
-    starts: Tensor
-    following: Tensor
-    heads: Tensor
+    sources: Tensor
+    factors: Tensor
 
-    def arguments(self) -> list[Any]:
-        """Return the fields in order."""
-        return [getattr(self, field.name) for field in fields(self)]
+    def each(self, reads: int, base: int) -> tuple[Tensor, Tensor]:
+        """Return sources, counted from `base`, and factors of every read."""
+        sources, factors = self.sources, self.factors
+        if not len(sources):
+            sources = torch.arange(reads, dtype=torch.int32).div_(
+                self.repeat, rounding_mode="floor"
+            )
+        if not len(factors):
+            factors = torch.ones(-(-reads // self.repeat))
+        return sources + base, factors.repeat_interleave(self.repeat)
+
+
+@dataclass
+class _Read:
+    """What the backward of one look-up needs; the leaf holds the gradients of its vectors."""
+
+    gathered: Gathered
+    probes: int
+    combine: Combine
+
+    def gradients(self, buffers: Buffers) -> _Gradients:
+        """Return the gradients of the rows read."""
+        one, dim = self.gathered, self.gathered.vectors.shape[-1]
+        assert one.vectors.grad is not None
+        flat = one.vectors.grad.reshape(-1, dim)
+        if self.combine == "concat":
+            flat = flat.view(-1, dim // self.probes)
+        if len(one.products):
+            out = buffers.take("factor gradients", *one.products.shape)
+            parallel.call(kernels.factor_gradients, flat, one.products, out)
+            return _Gradients(out, 1, NO_SOURCES, NO_FACTORS)
+        repeat = 1 if self.combine == "concat" and not len(one.sources) else self.probes
+        return _Gradients(flat, repeat, one.sources, one.factors)
 
 
 @backends.register("native")
@@ -102,7 +108,7 @@ class NativeStore(ArenaStore):
         ]
         self._memory = Buffers()
         self._reads: dict[str, list[_Read]] = {}
-        self._dealt: dict[str, _Dealt] = {}
+        self._dealt: dict[str, tuple[Any, ...]] = {}
         self._factor = 1.0
         self._kept_heads = torch.empty(0, 0, dtype=torch.int32)
 
@@ -140,19 +146,24 @@ class NativeStore(ArenaStore):
             )
         return reasons
 
-    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
-        """Gather and combine, remembering the rows while training."""
+    def lookup(
+        self,
+        rows: Sequence[Tensor],
+        segments: Sequence[Segments],
+        bags: Sequence[Bags | None],
+    ) -> list[Tensor]:
+        """Gather, combine and add up, remembering the rows while training."""
         training = self.training and torch.is_grad_enabled()
         found = []
-        for gather, name, row, cut in zip(
-            self._gathers, self.read_arenas, rows, segments, strict=True
+        for gather, name, row, cut, bag in zip(
+            self._gathers, self.read_arenas, rows, segments, bags, strict=True
         ):
-            place, vectors, factors = gather(row, cut, factors=training)
+            gathered = gather(row, cut, bag, training)
             if training:
-                vectors = vectors.detach().requires_grad_()
-                read = _Read(place, vectors, len(row), gather.combine, factors)
+                gathered.vectors = gathered.vectors.detach().requires_grad_()
+                read = _Read(gathered, len(row), gather.combine)
                 self._reads.setdefault(name, []).append(read)
-            found.append(as_vectors(vectors))
+            found.append(gathered.result())
         return found
 
     @torch.no_grad()
@@ -187,26 +198,24 @@ class NativeStore(ArenaStore):
         super().load_training_state(state)
         self.seed = int(state.get("seed", self.seed))
 
-    def _update(self, arena: Arena, state: dict[str, Tensor], dealt: _Dealt) -> None:
+    def _update(self, arena: Arena, state: dict[str, Tensor], dealt: tuple[Any, ...]) -> None:
         stored = stored_rows(arena)
         states = [*state.values(), NOTHING, NOTHING][:2]
         factor, rates = np.float32(self._factor), self._rates()
         if isinstance(self.optimizer, DenseAdam):
             l2 = np.float32(self.optimizer.l2)
-            parallel.call(
-                kernels.dense_step, False, stored[0], *states, l2, factor, rates, *dealt.arguments()
-            )
+            parallel.call(kernels.dense_step, False, stored[0], *states, l2, factor, rates, *dealt)
             return
         assert self.optimizer is not None
         kind, key = _KINDS[self.optimizer.kind], np.uint32(_key(self.seed, self.steps))
-        parallel.call(kernels.step, kind, *stored, *states, factor, rates, key, *dealt.arguments())
+        parallel.call(kernels.step, kind, *stored, *states, factor, rates, key, *dealt)
 
     def _square_sum(self, name: str, arena: Arena) -> float:
         dealt = self._deal(name)
         if dealt is None:
             return 0.0
         if not isinstance(self.optimizer, DenseAdam):
-            return parallel.call(kernels.square_sum, *dealt.arguments())
+            return parallel.call(kernels.square_sum, *dealt)
         l2, one, states = np.float32(self.optimizer.l2), np.float32(1), self.state[name].values()
         return parallel.call(
             kernels.dense_step,
@@ -216,7 +225,7 @@ class NativeStore(ArenaStore):
             l2,
             one,
             self._rates(),
-            *dealt.arguments(),
+            *dealt,
         )
 
     def _rates(self) -> np.ndarray:
@@ -231,16 +240,20 @@ class NativeStore(ArenaStore):
             rates += [1 / (1 - beta1**count), (1 - beta2**count) ** -0.5]
         return np.array(rates, np.float32)
 
-    def _deal(self, name: str) -> _Dealt | None:
-        """Return an arena's reads in buckets, once a step; None if there is nothing to do."""
+    def _deal(self, name: str) -> tuple[Any, ...] | None:
+        """Deal the reads of an arena into buckets, once a step.
+
+        Returns:
+            `kernels.step`'s arguments from `grads` to `heads`, or None if there is nothing to do.
+        """
         if name in self._dealt:
             return self._dealt[name]
-        reads = [read for read in self._reads.get(name, []) if read.leaf.grad is not None]
+        reads = [r for r in self._reads.get(name, []) if r.gathered.vectors.grad is not None]
         every_row = self.optimizer is not None and self.optimizer.every_row
         if not reads and not every_row:
             return None
         arena = self.arena(name)
-        place, grads, repeat = self._joined(reads, arena.values.shape[1])
+        place, gradients = self._joined(reads, arena.values.shape[1])
         count, threads = len(place), parallel.thread_count()
         shift = bucket_shift(len(arena.values))
         buckets = max(0, len(arena.values) - 1 >> shift) + 1
@@ -251,18 +264,22 @@ class NativeStore(ArenaStore):
         parallel.call(kernels.deal, place, shift, counts, entries, starts)
         following = take(f"{name}/following", count, dtype=torch.int32)
         heads = self._heads(1 << shift)
-        self._dealt[name] = _Dealt(grads, repeat, shift, entries, starts, following, heads)
+        self._dealt[name] = (*gradients, shift, entries, starts, following, heads)
         return self._dealt[name]
 
-    def _joined(self, reads: list[_Read], dim: int) -> tuple[Tensor, Tensor, int]:
+    def _joined(self, reads: list[_Read], dim: int) -> tuple[Tensor, _Gradients]:
         """Return the places and gradients of several look-ups as those of one."""
         found = [read.gradients(self._memory) for read in reads]
         if len(found) == 1:
-            return reads[0].place, *found[0]
-        grads = [grad.repeat_interleave(times, 0) if times > 1 else grad for grad, times in found]
-        place = [read.place for read in reads]
-        nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, dim)
-        return torch.cat([*place, nothing[0]]), torch.cat([*grads, nothing[1]]), 1
+            return reads[0].gathered.place, found[0]
+        place, each, base = [torch.empty(0, dtype=torch.int64)], [(NO_SOURCES, NO_FACTORS)], 0
+        for read, one in zip(reads, found, strict=True):
+            place.append(read.gathered.place)
+            each.append(one.each(len(read.gathered.place), base))
+            base += len(one.grads)
+        grads = torch.cat([torch.empty(0, dim), *(one.grads for one in found)])
+        sources, factors = (torch.cat(parts) for parts in zip(*each, strict=True))
+        return torch.cat(place), _Gradients(grads, 1, sources, factors)
 
     def _heads(self, size: int) -> Tensor:
         """Return [T, size] of -1 for any number of threads; the kernels leave it as they found it."""

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from embtables.compressor import Segments
+from embtables.compressor import Bags, Segments
 from embtables.rows.arena import ArenaReader, ArenaStore, combined
 from embtables.rows.optimizers import (
     DenseAdam,
@@ -56,18 +56,23 @@ class ReferenceStore(ArenaStore):
             ]
         return []
 
-    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
+    def lookup(
+        self,
+        rows: Sequence[Tensor],
+        segments: Sequence[Segments],
+        bags: Sequence[Bags | None],
+    ) -> list[Tensor]:
         """Gather, remembering the rows while training."""
         found = []
-        for reader, name, row, cut in zip(
-            self.readers, self.read_arenas, rows, segments, strict=True
+        for reader, name, row, cut, bag in zip(
+            self.readers, self.read_arenas, rows, segments, bags, strict=True
         ):
             place = reader(row, cut)
             vectors = self.arena(name).gather(place)
             if self.optimizer and self.training and torch.is_grad_enabled():
                 vectors = vectors.detach().requires_grad_()
                 self._reads.append((name, place, vectors))
-            found.append(combined(vectors, cast(ArenaReader, reader).combine, cut))
+            found.append(combined(vectors, cast(ArenaReader, reader).combine, cut, bag))
         return found
 
     @torch.no_grad()

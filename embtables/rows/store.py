@@ -1,12 +1,12 @@
 """The contract of a row store: all physical tables of all compressors, and their optimizer.
 
 Shape letters: K rows read for an id, S segments of a group, B rows of a batch, n ids of a group,
-d numbers in a row, C numbers of a combined vector (K * d if concatenated, else d).
+O bags of a group, d numbers in a row, C numbers of a combined vector (K * d if concatenated, else d).
 
 A store is built with the static plan of what will be read (`Read`, one for each group), so that a
 backend can fuse, place or shard it. A training step is
 
-    vectors = store.lookup(rows, segments);  ... loss.backward();  store.step()
+    vectors = store.lookup(rows, segments, bags);  ... loss.backward();  store.step()
 
 Without an optimizer the rows are ordinary parameters and any torch optimizer may train them.
 Backends are the files of this folder that register themselves here.
@@ -23,7 +23,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from embtables.compressor import Combine, Parts, Precision, RowTable, Segments
+from embtables.compressor import Bags, Combine, Parts, Precision, RowTable, Segments
 from embtables.hashing import salt
 from embtables.registry import Config, Registry
 from embtables.rows.optimizers import RowOptimizer
@@ -117,10 +117,16 @@ class RowStore(nn.Module, ABC):
     """Whether row gradients can be measured and scaled before the step."""
 
     @abstractmethod
-    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
-        """Return the combined vectors of the rows [K, n] of every group.
+    def lookup(
+        self,
+        rows: Sequence[Tensor],
+        segments: Sequence[Segments],
+        bags: Sequence[Bags | None],
+    ) -> list[Tensor]:
+        """Return the combined vectors of the rows [K, n] of every group, added up where it has bags.
 
-        They are [S, B, C] if every bag of the batch holds one id (`Segments.single`), else [n, C].
+        They are [S, B, C] if every bag of the batch holds one id (`Segments.single`), else [n, C];
+        with bags the same of the segments of their sums.
         """
 
     def step(self) -> None:

@@ -16,7 +16,7 @@ import torchrec.optim
 from torch import Tensor
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
-from embtables.compressor import Parts, Segments
+from embtables.compressor import Bags, Parts, Segments
 from embtables.rows.arena import combined
 from embtables.rows.store import Read, RowStore, StoreSpec, backends
 from embtables.torchrec_types import KeyedJaggedTensor
@@ -106,27 +106,35 @@ class TorchRecStore(RowStore):
             )
         return reasons
 
-    def lookup(self, rows: Sequence[Tensor], segments: Sequence[Segments]) -> list[Tensor]:
+    def lookup(
+        self,
+        rows: Sequence[Tensor],
+        segments: Sequence[Segments],
+        bags: Sequence[Bags | None],
+    ) -> list[Tensor]:
         """Read every look-up of every group in one call of the collection."""
         if self.optimizer and torch.is_grad_enabled():
             self._hand_over_lr()
         cuts = [cut.lengths * len(row) for row, cut in zip(rows, segments, strict=True)]
         lengths = [length for cut in cuts for length in cut]
         names = [name for name, _ in _numbered(self.reads)]
-        bags = _bags_of_one(lengths, self.device)
         ids = KeyedJaggedTensor(
-            keys=names, values=torch.cat([row.flatten() for row in rows]), lengths=bags
+            keys=names,
+            values=torch.cat([row.flatten() for row in rows]),
+            lengths=_bags_of_one(lengths, self.device),
         )
-        pooled = self._module()(ids).to_dict()
+        vectors_of = self._module()(ids).to_dict()
         found, start = [], 0
-        for row, cut, segment, read in zip(rows, cuts, segments, self.reads, strict=True):
+        for row, cut, segment, bag, read in zip(
+            rows, cuts, segments, bags, self.reads, strict=True
+        ):
             dim = self.tables[read.tables[0][0]].dim
             parts = [
-                pooled[name][:length, :dim]
+                vectors_of[name][:length, :dim]
                 for name, length in zip(names[start : start + len(cut)], cut, strict=True)
             ]
             vectors = torch.cat(parts).view(len(row), -1, dim)
-            found.append(combined(vectors, read.combine, segment))
+            found.append(combined(vectors, read.combine, segment, bag))
             start += len(cut)
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -39,11 +39,13 @@ OPTIMIZERS = [
 ]
 
 
-def _tables(method: str, backend: str, optimizer: RowOptimizer, dim: int = 5) -> EmbeddingTables:
+def _tables(
+    method: str, backend: str, optimizer: RowOptimizer, dim: int = 5, history: str = "none"
+) -> EmbeddingTables:
     features = [
         Feature("a", dim),
         Feature("b", dim, pooling="mean"),
-        Feature("history", dim, table="a", pooling="none"),
+        Feature("history", dim, table="a", pooling=cast(Any, history)),
     ]
     return EmbeddingTables(
         features,
@@ -56,25 +58,27 @@ def _tables(method: str, backend: str, optimizer: RowOptimizer, dim: int = 5) ->
     )
 
 
-def _batch(seed: int, rows: int, single: bool, dtype: torch.dtype) -> KeyedJaggedTensor:
+def _batch(seed: int, rows: int, bags: str, dtype: torch.dtype) -> KeyedJaggedTensor:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.ones(3 * rows, dtype=torch.long)
-    if not single:
+    if bags != "single":
         lengths = torch.randint(0, 5, (3 * rows,), generator=generator)
     ids = torch.randint(0, 90, (int(lengths.sum()),), generator=generator) ** 2 % 90
-    return KeyedJaggedTensor(["a", "b", "history"], ids.to(dtype), lengths=lengths)
+    weights = torch.rand(len(ids), generator=generator) if bags == "weighted" else None
+    return KeyedJaggedTensor(["a", "b", "history"], ids.to(dtype), weights, lengths=lengths)
 
 
 def _outputs(tables: EmbeddingTables | PackedTables, batch: KeyedJaggedTensor) -> torch.Tensor:
     pooled, sequences = tables.lookup(batch)
-    return torch.cat([pooled.values().flatten(), sequences["history"].values().flatten()])
+    found = [pooled.values(), *(one.values() for one in sequences.values())]
+    return torch.cat([one.flatten() for one in found])
 
 
-def _steps(tables: EmbeddingTables, clip: bool, single: bool) -> Iterator[torch.Tensor]:
+def _steps(tables: EmbeddingTables, clip: bool, bags: str) -> Iterator[torch.Tensor]:
     """Take four steps, two look-ups before each second one; return what was read and measured."""
     for number in range(4):
         for part in range(1 + number % 2):
-            batch = _batch(10 * number + part, 40, single, (torch.long, torch.int32)[number // 2])
+            batch = _batch(10 * number + part, 40, bags, (torch.long, torch.int32)[number // 2])
             found = _outputs(tables, batch)
             yield found.detach().clone()
             (found.sin() * torch.linspace(-1, 1, len(found))).sum().backward()
@@ -84,33 +88,59 @@ def _steps(tables: EmbeddingTables, clip: bool, single: bool) -> Iterator[torch.
         tables.step()
 
 
-def _assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Assert 1e-6 relative to the largest number: sums of gradients cancel."""
+def _assert_close(found: torch.Tensor, expected: torch.Tensor, rounding: float = 2e-6) -> None:
+    """Assert 1e-6 relative, or `rounding` of the largest number: sums of gradients cancel."""
     largest = float(expected.abs().max())
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=2e-6 * largest)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=rounding * largest)
 
 
-@pytest.mark.parametrize("single", [True, False])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: one.kind)
-@pytest.mark.parametrize("method", METHODS)
-def test_agrees_with_reference(method: str, optimizer: RowOptimizer, single: bool) -> None:
-    both = [_tables(method, backend, optimizer) for backend in ("reference", "native")]
+def _assert_agrees_with_reference(
+    method: str, optimizer: RowOptimizer, bags: str, **more: Any
+) -> None:
+    both = [_tables(method, backend, optimizer, **more) for backend in ("reference", "native")]
+    # With a weight each gradient is rounded once more before it is added.
+    rounding = 1e-5 if bags == "weighted" else 2e-6
     for clip in (False, True):
-        for mine, theirs in zip(*(_steps(one, clip, single) for one in both), strict=True):
-            _assert_close(mine, theirs)
+        for mine, theirs in zip(*(_steps(one, clip, bags) for one in both), strict=True):
+            _assert_close(mine, theirs, rounding)
     expected, found = (one.training_state() for one in both)
     for name in found.keys() - {"store.seed"}:
-        _assert_close(found[name], expected[name])
+        _assert_close(found[name], expected[name], rounding)
 
 
+@pytest.mark.parametrize("bags", ["single", "jagged", "weighted"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: one.kind)
+@pytest.mark.parametrize("method", METHODS)
+def test_agrees_with_reference(method: str, optimizer: RowOptimizer, bags: str) -> None:
+    _assert_agrees_with_reference(method, optimizer, bags)
+
+
+@pytest.mark.parametrize("bags", ["jagged", "weighted"])
+@pytest.mark.parametrize("method", METHODS)
+def test_agrees_with_reference_where_all_features_are_pooled(method: str, bags: str) -> None:
+    _assert_agrees_with_reference(method, RowWiseAdagrad(lr=0.1, eps=1e-3), bags, history="sum")
+
+
+def test_weights_of_a_bag_can_be_learned() -> None:
+    """A position-weighted bag: the gradient of a weight is vector * gradient of its bag."""
+    tables = _tables("full", "native", SGD(lr=0.1))
+    batch = _batch(0, 8, "weighted", torch.long)
+    weights = batch.weights().requires_grad_()
+    tables.lookup(batch)[0].values().sum().backward()
+    rows = tables.store.export("a")["values"][batch.to_dict()["a"].values()]
+    assert weights.grad is not None
+    torch.testing.assert_close(weights.grad[: len(rows)], rows.sum(1))
+
+
+@pytest.mark.parametrize("bags", ["single", "weighted"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[1:4], ids=lambda one: one.kind)
-def test_threads_change_nothing(optimizer: RowOptimizer) -> None:
+def test_threads_change_nothing(optimizer: RowOptimizer, bags: str) -> None:
     states = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
             tables = _tables("double_hash", "native", optimizer, dim=16)
-            list(_steps(tables, clip=False, single=True))
+            list(_steps(tables, clip=False, bags=bags))
         finally:
             torch.set_num_threads(1)
         states.append(tables.training_state())
@@ -178,13 +208,13 @@ def test_packed_rows_are_decoded_exactly(precision: str) -> None:
 
 def test_a_vector_that_is_kept_is_not_overwritten() -> None:
     tables = _tables("full", "native", SGD(lr=0.1))
-    batch = _batch(0, 8, True, torch.long)
+    batch = _batch(0, 8, "single", torch.long)
     kept = _outputs(tables, batch)
     pooled = tables.lookup(batch)[0].values()
     copies = kept.clone(), pooled.clone()
     tables.step()
     for seed in range(1, 4):
-        _outputs(tables, _batch(seed, 8, True, torch.long))
+        _outputs(tables, _batch(seed, 8, "single", torch.long))
         tables.step()
     assert torch.equal(kept, copies[0])
     assert torch.equal(pooled, copies[1])
