@@ -91,6 +91,12 @@ def write_result(question: str, found: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def known_cells(question: str) -> list[dict[str, Any]]:
+    """Return the cells of ``results/<question>.json``, none if it is not there."""
+    file = RESULTS / f"{question}.json"
+    return json.loads(file.read_text())["cells"] if file.exists() else []
+
+
 def print_table(cells: Sequence[dict[str, Any]]) -> None:
     """Print one line a cell: mean and spread over seeds."""
     print(f"{'cell':44} {'AUC':>16} {'logloss':>16} {'GAUC':>16} {'bytes':>12} {'ratio':>7}")

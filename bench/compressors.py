@@ -59,7 +59,7 @@ def build(table: str, dim: int) -> EmbeddingTables:
 def measure(dim: int, threads: int, rounds: int) -> list[dict[str, Any]]:
     """Return one line a method."""
     torch.set_num_threads(threads)
-    ids = draw_ids(ROWS, BATCH, zipf=True)
+    ids = draw_ids(ROWS, [BATCH] * TABLES, zipf=True)
     ids[:BATCH] %= SMALL
     names = [f"f{i}" for i in range(TABLES)]
     batch = KeyedJaggedTensor(names, ids, lengths=torch.ones_like(ids))

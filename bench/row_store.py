@@ -1,9 +1,10 @@
 """How far is a row store from the memory floor, and from what others do on a CPU?
 
-    python -m bench.row_store [--dims 4 16 64 128] [--threads 1 2] [--rows 104000 2600000 10400000]
+    python -m bench.row_store [--rows 104000 2600000] [--dim 16 64] [--threads 1 2] [--pooling 1 10]
 
-26 tables, one id a bag. A step is forward, backward and the update of the rows read. Contenders take
-turns in every round, so that a noisy machine disturbs all of them; numbers are medians over rounds.
+26 tables, one id a bag, or bags of 0 to 20. A step is forward, backward and the update of the rows
+read. Contenders take turns in every round, so that a noisy machine disturbs all of them; numbers are
+medians over rounds. A cell of the results that is measured again is replaced.
 
 Floor = bytes that must move / copy bandwidth measured in the same rounds: rows read, output written,
 gradient read, distinct rows read and written, one number of optimizer state for each, ids twice.
@@ -29,7 +30,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor, nn
 
-from bench.common import write_result
+from bench.common import known_cells, write_result
 from embtables import Adam, EmbeddingTables, Feature, RowOptimizer, RowWiseAdagrad, Vocabulary
 from embtables.torchrec_types import KeyedJaggedTensor
 
@@ -40,18 +41,26 @@ MEMORY = 4e9
 """Largest table in bytes for which every contender is held at once."""
 
 
+KEYS = ("rows", "dim", "batch", "ids", "threads", "pooling")
+"""What makes a cell."""
+
+
 class Native:
     """Our tables on one backend."""
 
     def __init__(
-        self, rows: int, dim: int, ids: Tensor, optimizer: RowOptimizer, backend: str
+        self,
+        rows: int,
+        dim: int,
+        ids: Tensor,
+        lengths: Tensor,
+        optimizer: RowOptimizer,
+        backend: str,
     ) -> None:
         features = [Feature(f"f{i}", dim) for i in range(TABLES)]
         vocabularies = {feature.table: Vocabulary(rows) for feature in features}
         self.tables = EmbeddingTables(features, vocabularies, optimizer=optimizer, backend=backend)
-        self.batch = KeyedJaggedTensor(
-            [feature.key for feature in features], ids, lengths=torch.ones_like(ids)
-        )
+        self.batch = KeyedJaggedTensor([feature.key for feature in features], ids, lengths=lengths)
 
     def forward(self) -> Tensor:
         return self.tables.lookup(self.batch)[0].values()
@@ -64,13 +73,13 @@ class Native:
 class Fbgemm:
     """FBGEMM's table-batched embeddings, CPU build."""
 
-    def __init__(self, rows: int, dim: int, ids: Tensor) -> None:
+    def __init__(self, rows: int, dim: int, ids: Tensor, lengths: Tensor) -> None:
         self.bags = SplitTableBatchedEmbeddingBagsCodegen(
             [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * TABLES,
             optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
             learning_rate=0.01,
         )
-        self.ids, self.offsets = ids, torch.arange(len(ids) + 1)
+        self.ids, self.offsets = ids, _offsets(lengths)
 
     def forward(self) -> Tensor:
         return self.bags(self.ids, self.offsets)
@@ -83,16 +92,24 @@ class EmbeddingBags:
     """26 nn.EmbeddingBag with sparse gradients and a torch optimizer."""
 
     def __init__(
-        self, rows: int, dim: int, ids: Tensor, optimizer: Callable[..., torch.optim.Optimizer]
+        self,
+        rows: int,
+        dim: int,
+        ids: Tensor,
+        lengths: Tensor,
+        optimizer: Callable[..., torch.optim.Optimizer],
     ) -> None:
         self.bags = nn.ModuleList(
             nn.EmbeddingBag(rows, dim, sparse=True, mode="sum") for _ in range(TABLES)
         )
         self.optimizer = optimizer(list(self.bags.parameters()), lr=0.01)
-        self.ids = ids.view(TABLES, -1, 1)
+        lengths = lengths.view(TABLES, -1)
+        self.ids = ids.split(lengths.sum(1).tolist())
+        self.offsets = [_offsets(one)[:-1] for one in lengths]
 
     def forward(self) -> Tensor:
-        return torch.cat([bag(ids) for bag, ids in zip(self.bags, self.ids, strict=True)], dim=1)
+        parts = zip(self.bags, self.ids, self.offsets, strict=True)
+        return torch.cat([bag(ids, offsets) for bag, ids, offsets in parts], dim=1)
 
     def step(self, grad: Tensor) -> None:
         self.forward().backward(grad)
@@ -100,28 +117,34 @@ class EmbeddingBags:
         self.optimizer.zero_grad()
 
 
-def draw_ids(rows: int, batch: int, zipf: bool, seed: int = 0) -> Tensor:
-    """Return ids [26 * B], key after key: uniform, or Zipf over a permutation of the rows."""
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def draw_ids(rows: int, counts: Sequence[int], zipf: bool, seed: int = 0) -> Tensor:
+    """Return ids, counts[t] of each table: uniform, or Zipf over a permutation of the rows."""
     rng = np.random.default_rng(seed)
     if not zipf:
-        return torch.from_numpy(rng.integers(0, rows, TABLES * batch))
+        return torch.from_numpy(rng.integers(0, rows, sum(counts)))
     mass = np.cumsum(np.arange(1, rows + 1) ** -ZIPF)
-    ranks = [np.searchsorted(mass, rng.random(batch) * mass[-1]) for _ in range(TABLES)]
+    ranks = [np.searchsorted(mass, rng.random(count) * mass[-1]) for count in counts]
     return torch.from_numpy(np.concatenate([rng.permutation(rows)[rank] for rank in ranks]))
 
 
-def contenders(rows: int, dim: int, ids: Tensor) -> dict[str, Any]:
+def contenders(rows: int, dim: int, ids: Tensor, lengths: Tensor) -> dict[str, Any]:
     """Return what is compared, by name; the slow ones only where they fit in memory together."""
+    shape = rows, dim, ids, lengths
+    adagrad, adam = RowWiseAdagrad(lr=0.01), Adam(lr=0.01)
     found: dict[str, Any] = {
-        "native": Native(rows, dim, ids, RowWiseAdagrad(lr=0.01), "native"),
-        "fbgemm": Fbgemm(rows, dim, ids),
+        "native": Native(*shape, adagrad, "native"),
+        "fbgemm": Fbgemm(*shape),
     }
     if TABLES * rows * dim * 4 * 7 < MEMORY * 4:
         found |= {
-            "native adam": Native(rows, dim, ids, Adam(lr=0.01), "native"),
-            "torchrec": Native(rows, dim, ids, RowWiseAdagrad(lr=0.01), "torchrec"),
-            "EmbeddingBag+SparseAdam": EmbeddingBags(rows, dim, ids, torch.optim.SparseAdam),
-            "EmbeddingBag+Adagrad": EmbeddingBags(rows, dim, ids, torch.optim.Adagrad),
+            "native adam": Native(*shape, adam, "native"),
+            "torchrec": Native(*shape, adagrad, "torchrec"),
+            "EmbeddingBag+SparseAdam": EmbeddingBags(*shape, torch.optim.SparseAdam),
+            "EmbeddingBag+Adagrad": EmbeddingBags(*shape, torch.optim.Adagrad),
         }
     return found
 
@@ -130,21 +153,27 @@ def measure(cell: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Return times in ms, ratios to native, and the floor, of one cell."""
     torch.set_num_threads(cell["threads"])
     rows, dim, batch = cell["rows"] // TABLES, cell["dim"], cell["batch"]
-    ids = draw_ids(rows, batch, cell["ids"] == "zipf")
+    lengths = torch.ones(TABLES, batch, dtype=torch.int64)
+    if cell["pooling"] > 1:
+        generator = torch.Generator().manual_seed(0)
+        lengths.random_(0, 2 * cell["pooling"] + 1, generator=generator)
+    counts = lengths.sum(1)
+    ids = draw_ids(rows, counts.tolist(), cell["ids"] == "zipf")
     grad = torch.randn(batch, TABLES * dim) * 1e-3
     source = torch.rand(COPY_NUMBERS)
     target = torch.empty_like(source)
     works: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
-    for name, one in contenders(rows, dim, ids).items():
+    for name, one in contenders(rows, dim, ids, lengths.flatten()).items():
         works[f"{name}: forward"] = _forward(one)
         works[f"{name}: step"] = lambda one=one: one.step(grad)
     times = in_turns(works, rounds)
     bandwidth = 2 * source.nbytes / statistics.median(times["copy"])
-    distinct = len(torch.unique(ids + (torch.arange(len(ids)) // batch) * rows))
-    n = len(ids)
+    table = torch.arange(TABLES).repeat_interleave(counts)
+    n, distinct, bags = len(ids), len(torch.unique(ids + table * rows)), lengths.numel()
     floors = {
-        "forward": (2 * n * dim * 4 + 8 * n) / bandwidth,
-        "step": (3 * n * dim * 4 + 2 * distinct * dim * 4 + 8 * distinct + 16 * n) / bandwidth,
+        "forward": ((n + bags) * dim * 4 + 8 * n) / bandwidth,
+        "step": ((n + 2 * bags) * dim * 4 + 2 * distinct * dim * 4 + 8 * distinct + 16 * n)
+        / bandwidth,
     }
     return {
         **cell,
@@ -200,25 +229,23 @@ def _forward(one: Any) -> Callable[[], object]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dims", type=int, nargs="+", default=[4, 16, 64, 128])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rows", type=int, nargs="+", default=[104_000, 2_600_000, 10_400_000])
-    parser.add_argument("--batches", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--dim", type=int, nargs="+", default=[4, 16, 64, 128])
+    parser.add_argument("--batch", type=int, nargs="+", default=[4096, 16384])
     parser.add_argument("--ids", nargs="+", default=["zipf", "uniform"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--pooling", type=int, nargs="+", default=[1], help="mean ids of a bag")
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
-    cells = []
-    for rows, dim, batch, ids, threads in itertools.product(
-        options.rows, options.dims, options.batches, options.ids, options.threads
-    ):
-        cell = {"rows": rows, "dim": dim, "batch": batch, "ids": ids, "threads": threads}
-        cells.append(measure(cell, options.rounds))
+    cells = {tuple(cell[key] for key in KEYS): cell for cell in known_cells("row_store")}
+    for key in itertools.product(*(getattr(options, name) for name in KEYS)):
+        cell: dict[str, Any] = dict(zip(KEYS, key, strict=True))
+        found = cells[key] = measure(cell, options.rounds)
         gc.collect()
-        found = cells[-1]
         print(
             *cell.values(), "| floor", found["floor_ms"]["step"], "| x floor",
             found["native_over_floor"], "| peers / native",
             {name: value for name, value in found["peer_over_native"].items() if "step" in name},
             flush=True,
         )  # fmt: skip
-        write_result("row_store", {"cells": cells})
+        write_result("row_store", {"cells": list(cells.values())})

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.common import RESULTS
+from bench.common import RESULTS, known_cells
 from data.loader import Loader
 from data.store import Store
 from trainer.config import RunConfig
@@ -377,7 +377,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     chosen = [cell for cell in CELLS if fnmatch.fnmatch(cell.name, options.cells)]
     file = RESULTS / "training.json"
-    kept = {line["name"]: line for line in _read(file)}
+    kept = {line["name"]: line for line in known_cells("training")}
     lines = []
     for cell in chosen:
         if "root" in cell.data and getattr(options, cell.data["root"]) is None:
@@ -390,10 +390,6 @@ def main() -> None:
             result = {"question": "training", "cells": ordered}
             file.write_text(json.dumps(result, indent=1) + "\n")
     print_table(lines)
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    return json.loads(file.read_text())["cells"] if file.exists() else []
 
 
 if __name__ == "__main__":

@@ -145,14 +145,18 @@ class ArenaStore(RowStore):
         super().__init__(spec)
 
         def first_rows(members: list[RowTable], precision: Precision | None) -> Parts:
-            dim = members[0].dim
-            rows = torch.empty(sum(table.rows for table in members), dim, dtype=spec.dtype)
+            count, none = sum(table.rows for table in members), torch.empty(0, members[0].dim)
+            parts = {
+                key: torch.empty(count, *part.shape[1:], dtype=part.dtype, device=spec.device)
+                for key, part in _stored(none.to(spec.dtype), precision).items()
+            }
             start = 0
             for table in members:
-                rows[start : start + table.rows] = spec.first_rows(table)
+                for place, rows in spec.first_rows(table):
+                    for key, part in _stored(rows, precision).items():
+                        parts[key][start + place.start : start + place.stop] = part
                 start += table.rows
-            rows = rows.to(spec.device)
-            return precision.encode(rows) if precision else {"values": rows}
+            return parts
 
         stored = {name: p if p.while_training else None for name, p in spec.precisions.items()}
         self.arenas, self.where = build_arenas(
@@ -189,7 +193,7 @@ class ArenaStore(RowStore):
     def load(self, name: str, rows: Tensor) -> None:
         """Set a table from float values."""
         arena = self.arena(self.where[name])
-        stored = arena.precision.encode(rows) if arena.precision else {"values": rows}
+        stored = _stored(rows, arena.precision)
         for key, part in arena.table(name).items():
             part.copy_(stored[key])
 
@@ -208,3 +212,8 @@ class ArenaStore(RowStore):
             if key.startswith(("rows.", "optimizer.")):
                 tensor.copy_(state[key])
         self.steps = int(state["step"])
+
+
+def _stored(rows: Tensor, precision: Precision | None) -> Parts:
+    """Return float rows as an arena holds them."""
+    return precision.encode(rows) if precision else {"values": rows}

@@ -62,7 +62,7 @@ class Gathered:
         place: [N] arena rows, those of an id side by side.
         vectors: [S, B, C] of bags of one or pooled features as [B, S, C], else [n, C] or [O, C].
         products: [N, d] factors of the products of an id, or empty.
-        sources: [N] row of the gradients [.., d] for each read, or empty (`kernels.step`).
+        sources: [N] row of the gradients [.., d] for each read, or empty (`kernels.deal`).
         factors: [n] on the gradients of each read, or empty.
         bags: what is still to be added up, or None.
     """
@@ -155,7 +155,9 @@ def occurrences(keys: Tensor, rows: int) -> Tensor:
     counts = torch.empty(threads, buckets, dtype=torch.int64)
     entries, found = torch.empty_like(keys), torch.empty_like(keys)
     starts = torch.empty(buckets + 1, dtype=torch.int64)
-    parallel.call(kernels.deal, keys, shift, counts, entries, starts)
+    parallel.call(
+        kernels.deal, keys, 1, NO_SOURCES, NO_FACTORS, shift, counts, entries, NO_FACTORS, starts
+    )
     heads = torch.full((parallel.MOST, 1 << shift), -1, dtype=torch.int32)
     parallel.call(kernels.count_equal, shift, entries, starts, heads, found)
     return found

@@ -4,9 +4,9 @@ Shape letters: S segments of a group, K rows read for an id, n ids of a group, N
 O bags of a group, R rows of an arena, d numbers in a row, U distinct rows of a batch, T threads.
 
 Backward without a sort: reads are cut into buckets of neighbouring rows (a stable counting sort by
-the high bits of the row). Within a bucket the reads of a row are chained in the order of the batch,
-then each distinct row is summed along its chain and updated at once. The sum of a row does not depend
-on the number of threads, and nothing as large as the table is ever written.
+the high bits of the row). The gradients of a bucket's distinct rows are summed side by side, in the
+order of the batch, then each row is updated. The sum of a row does not depend on the number of
+threads, and nothing as large as the table is ever written.
 
 Rows that will be needed soon are prefetched: a gather from a large table waits for memory alone.
 """
@@ -24,7 +24,6 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
 SUM, MULT = 0, 1
-SGD, ROWWISE_ADAGRAD, ADAGRAD, ADAM = 0, 1, 2, 3
 
 AHEAD = 20
 """Reads between a prefetch and its use: enough to hide memory, few enough to stay in the L1 cache."""
@@ -37,11 +36,11 @@ _LINE = 64
 
 @intrinsic
 def _prefetch_line(typing_context, array, row, byte):
-    """Prefetch the cache line at a byte of a row of a two-dimensional array."""
+    """Prefetch the cache line at a byte of a row of an array."""
 
     def codegen(context, builder, signature, arguments):
         found = make_array(signature.args[0])(context, builder, arguments[0])
-        stride = cgutils.unpack_tuple(builder, found.strides, 2)[0]
+        stride = cgutils.unpack_tuple(builder, found.strides, signature.args[0].ndim)[0]
         row, byte = (
             context.cast(builder, arguments[i], signature.args[i], types.intp) for i in (1, 2)
         )
@@ -77,6 +76,72 @@ _bits = _bitcast(types.float32, types.uint32)
 _float = _bitcast(types.uint32, types.float32)
 
 
+def _lanes(count, add):
+    """Return an intrinsic that sets `count` numbers out[i, j:] to factor * x[k, j:], or adds that.
+
+    LLVM unrolls its own loops for rows longer than those of most tables, and then runs the scalar rest.
+    """
+
+    @intrinsic
+    def lanes(typing_context, out, i, j, factor, x, k):
+        vector = ir.VectorType(ir.FloatType(), count)
+
+        def codegen(context, builder, signature, arguments):
+            def pointer(array, row):
+                found = make_array(signature.args[array])(context, builder, arguments[array])
+                stride = cgutils.unpack_tuple(builder, found.strides, 2)[0]
+                row, column = (
+                    context.cast(builder, arguments[n], signature.args[n], types.intp)
+                    for n in (row, 2)
+                )
+                byte = builder.add(builder.mul(row, stride), builder.shl(column, column.type(2)))
+                start = builder.bitcast(found.data, ir.IntType(8).as_pointer())
+                return builder.bitcast(builder.gep(start, [byte]), vector.as_pointer())
+
+            target = pointer(0, 1)
+            index = ir.IntType(32)
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[3], index(0))
+            first = ir.Constant(ir.VectorType(index, count), [0] * count)
+            factors = builder.shuffle_vector(one, one, first)
+            found = builder.load(pointer(4, 5), align=4)
+            found = builder.fmul(factors, found, flags=("contract",))
+            if add:
+                found = builder.fadd(builder.load(target, align=4), found, flags=("contract",))
+            builder.store(found, target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(out, i, j, factor, x, k), codegen
+
+    return lanes
+
+
+_set16, _set4, _add16, _add4 = (_lanes(count, add) for add in (False, True) for count in (16, 4))
+
+
+@njit(inline="always")
+def _set_row(out, i, factor, x, k):
+    """Set out[i] to factor * x[k]."""
+    d = out.shape[1]
+    for j in range(0, d - 15, 16):
+        _set16(out, i, j, factor, x, k)
+    for j in range(d & ~15, d - 3, 4):
+        _set4(out, i, j, factor, x, k)
+    for j in range(d & ~3, d):
+        out[i, j] = factor * x[k, j]
+
+
+@njit(inline="always")
+def _add_row(out, i, factor, x, k):
+    """Add factor * x[k] to out[i]."""
+    d = out.shape[1]
+    for j in range(0, d - 15, 16):
+        _add16(out, i, j, factor, x, k)
+    for j in range(d & ~15, d - 3, 4):
+        _add4(out, i, j, factor, x, k)
+    for j in range(d & ~3, d):
+        out[i, j] += factor * x[k, j]
+
+
 @njit(inline="always")
 def _prefetch(rows, row):
     for byte in range(0, rows.shape[1] * rows.itemsize, _LINE):
@@ -92,6 +157,10 @@ def _load(values, scale, row, out, at):
     """Read a row as float32 into out[at]."""
 
 
+def _add(values, scale, row, weight, out, at, buffer):
+    """Add weight * row to out[at]; `buffer` [1, d] is scratch."""
+
+
 def _save(values, scale, row, new, key):
     """Write new[0] to a row of fewer bits, rounding stochastically."""
 
@@ -101,8 +170,7 @@ def _load_any(values, scale, row, out, at):
     if values.dtype == types.float32:
 
         def load(values, scale, row, out, at):
-            for j in range(out.shape[1]):
-                out[at, j] = values[row, j]
+            _set_row(out, at, np.float32(1), values, row)
 
     elif values.dtype == types.int16:
 
@@ -118,6 +186,22 @@ def _load_any(values, scale, row, out, at):
                 out[at, j] = np.float32(values[row, j]) * factor
 
     return load
+
+
+@overload(_add, inline="always")
+def _add_any(values, scale, row, weight, out, at, buffer):
+    if values.dtype == types.float32:
+
+        def add(values, scale, row, weight, out, at, buffer):
+            _add_row(out, at, weight, values, row)
+
+    else:
+
+        def add(values, scale, row, weight, out, at, buffer):
+            _load(values, scale, row, buffer, 0)
+            _add_row(out, at, weight, buffer, 0)
+
+    return add
 
 
 @overload(_save)
@@ -320,17 +404,14 @@ def gather_combined(values, scale, place, combine, factors, out, threads):
                 p = i * probes + k
                 if p + AHEAD < len(place):
                     _prefetch(values, place[p + AHEAD])
-                _load(values, scale, place[p], row, 0)
                 if len(factors):
-                    for j in range(out.shape[1]):
-                        factors[p, j] = row[0, j]
+                    _load(values, scale, place[p], factors, p)
                 if k == 0:
-                    for j in range(out.shape[1]):
-                        out[i, j] = row[0, j]
+                    _load(values, scale, place[p], out, i)
                 elif combine == SUM:
-                    for j in range(out.shape[1]):
-                        out[i, j] += row[0, j]
+                    _add(values, scale, place[p], np.float32(1), out, i, row)
                 else:
+                    _load(values, scale, place[p], row, 0)
                     for j in range(out.shape[1]):
                         out[i, j] *= row[0, j]
 
@@ -376,11 +457,9 @@ def gather_bags(
                     p = i * probes + k
                     if p + AHEAD < len(place):
                         _prefetch(values, place[p + AHEAD])
-                    _load(values, scale, place[p], row, 0)
-                    at = start + k % columns
+                    at = start + (k if columns > 1 else 0)
                     sources[p] = at
-                    for j in range(d):
-                        out[at, j] += weight * row[0, j]
+                    _add(values, scale, place[p], weight, out, at, row)
             if len(divisors):
                 for c in range(columns):
                     for j in range(d):
@@ -404,20 +483,24 @@ def factor_gradients(grads, factors, out, threads):
 
 
 # -- backward --------------------------------------------------------------------------------------
-# An entry is (row << 32 | position of the read).
+# An entry is (row << 32 | row of the gradients).
 
-_POSITION = 0xFFFFFFFF
+_SOURCE = 0xFFFFFFFF
 
 
 @njit(parallel=True, cache=True)
-def deal(place, shift, counts, entries, starts, threads):
+def deal(place, repeat, sources, factors, shift, counts, entries, dealt, starts, threads):
     """Deal reads [N] into buckets of 2^shift rows, keeping their order within a bucket.
 
     Args:
         place: [N] arena rows.
+        repeat: reads of an id that share one gradient or one factor (rows that were summed).
+        sources: [N] row of the gradients for each read; empty: read i has that of i // repeat.
+        factors: [N / repeat] on the gradient of each read, or empty.
         shift: log2 of the rows of a bucket.
         counts: [T, buckets] scratch.
         entries: [N] written.
+        dealt: [N] written if there are factors: those of the entries.
         starts: [buckets + 1] written.
         threads: T.
     """
@@ -439,115 +522,157 @@ def deal(place, shift, counts, entries, starts, threads):
         mine = counts[t]
         for i in range(n * t // threads, n * (t + 1) // threads):
             b = place[i] >> shift
-            entries[mine[b]] = (place[i] << 32) | i
+            source = np.int64(sources[i]) if len(sources) else i if repeat == 1 else i // repeat
+            entries[mine[b]] = (place[i] << 32) | source
+            if len(factors):
+                dealt[mine[b]] = factors[i // repeat]
             mine[b] += 1
 
 
-@njit(inline="always")
-def _chain(entries, first, last, mask, head, following):
-    """Chain the reads of each row of a bucket in order; head[row] is its first read."""
-    for i in range(last - 1, first - 1, -1):
-        row = (entries[i] >> 32) & mask
-        following[i] = head[row]
-        head[row] = i
+@njit(inline="always", fastmath={"contract"})
+def _sum_bucket(grads, mask, entries, factors, first, last, head, rows, sums):
+    """Sum the gradients of each row of a bucket, reads in order.
 
-
-@njit(inline="always")
-def _source(entry, repeat, sources):
-    """Return the row of the gradients that an entry reads."""
-    position = entry & _POSITION
-    if len(sources):
-        return np.int64(sources[position])
-    return position if repeat == 1 else position // repeat
-
-
-@njit(inline="always")
-def _sum_chain(entries, i, following, grads, repeat, sources, factors, total):
-    """Write the sum of the gradients along a chain."""
-    total[:] = 0
-    while i >= 0:
-        p = _source(entries[i], repeat, sources)
-        factor = factors[(entries[i] & _POSITION) // repeat] if len(factors) else np.float32(1)
-        for j in range(len(total)):
-            total[j] += factor * grads[p, j]
-        i = following[i]
+    Writes the distinct rows, in order of their first reads, and their sums, and returns their number;
+    head[row & mask] is the place of a row among them, -1 before.
+    """
+    count = 0
+    for i in range(first, last):
+        if i + AHEAD < len(entries):
+            _prefetch(grads, entries[i + AHEAD] & _SOURCE)
+        row, source = entries[i] >> 32, entries[i] & _SOURCE
+        factor = factors[i] if len(factors) else np.float32(1)
+        at = head[row & mask]
+        if at < 0:
+            head[row & mask] = count
+            rows[count] = row
+            _set_row(sums, count, factor, grads, source)
+            count += 1
+        else:
+            _add_row(sums, at, factor, grads, source)
+    return count
 
 
 @njit(parallel=True, cache=True)
 def square_sum(
-    grads, repeat, sources, factors, shift, entries, starts, following, heads, threads
+    grads, shift, entries, factors, starts, heads, rows, sums, threads
 ):  # fmt: skip
     """Return the sum of squares of the summed gradients of the distinct rows."""
-    sums = np.zeros(len(starts) - 1)
+    totals = np.zeros(len(starts) - 1)
     mask = (1 << shift) - 1
     for t in prange(threads):
-        head = heads[t]
-        total = np.empty(grads.shape[1], np.float32)
+        head, row, mine = heads[t], rows[t], sums[t]
         first, last = _share(starts, threads, t)
         for b in range(first, last):
-            _chain(entries, starts[b], starts[b + 1], mask, head, following)
-            for i in range(starts[b], starts[b + 1]):
-                row = (entries[i] >> 32) & mask
-                if head[row] != i:
-                    continue
-                head[row] = -1
-                _sum_chain(entries, i, following, grads, repeat, sources, factors, total)
-                sums[b] += _square_sum(total)
-    return sums.sum()
+            count = _sum_bucket(
+                grads, mask, entries, factors, starts[b], starts[b + 1], head, row, mine
+            )
+            for i in range(count):
+                head[row[i] & mask] = -1
+                totals[b] += _square_sum(mine, i)
+    return totals.sum()
 
 
 @njit(inline="always", fastmath={"reassoc", "contract", "nsz"})
-def _square_sum(x):
+def _square_sum(x, i):
     total = np.float32(0)
-    for j in range(len(x)):
-        total += x[j] * x[j]
+    for j in range(x.shape[1]):
+        total += x[i, j] * x[i, j]
     return total
 
 
-@njit(inline="always")
-def _update(kind, rows, at, grad, state, state2, row, rates):
-    """Step the float32 row rows[at], whose optimizer state is in `row` of the states."""
-    lr, decay, eps = rates[0], rates[1], rates[2]
-    if decay != 1:
-        for j in range(len(grad)):
-            rows[at, j] *= decay
-    if kind == SGD:
-        for j in range(len(grad)):
-            rows[at, j] -= lr * grad[j]
-    elif kind == ROWWISE_ADAGRAD:
-        state[row, 0] += _square_sum(grad) / np.float32(len(grad))
-        factor = lr / (np.sqrt(state[row, 0]) + eps)
-        for j in range(len(grad)):
-            rows[at, j] -= factor * grad[j]
-    elif kind == ADAGRAD:
-        for j in range(len(grad)):
-            state[row, j] += grad[j] * grad[j]
-            rows[at, j] -= lr * grad[j] / (np.sqrt(state[row, j]) + eps)
+# The types of an optimizer's state say which it is, so that a kernel holds one update rule:
+#     SGD             None, None
+#     row-wise Adagrad  [R], None
+#     Adagrad         [R, d], None
+#     Adam            [R, d], [R, d]
+
+
+def _prefetch_state(state, row):
+    """Prefetch the optimizer state of a row."""
+
+
+@overload(_prefetch_state, inline="always")
+def _prefetch_any_state(state, row):
+    if isinstance(state, types.NoneType):
+        return lambda state, row: None
+    if state.ndim == 1:
+        return lambda state, row: _prefetch_line(state, row, 0)
+    return lambda state, row: _prefetch(state, row)
+
+
+def _update(rows, at, grads, i, state, state2, row, rates):
+    """Step the float32 row rows[at] by grads[i]; its optimizer state is in `row` of the states."""
+
+
+@overload(_update, inline="always")
+def _update_any(rows, at, grads, i, state, state2, row, rates):
+    if isinstance(state, types.NoneType):
+
+        def update(rows, at, grads, i, state, state2, row, rates):
+            _decay(rows, at, rates[1])
+            _add_row(rows, at, -rates[0], grads, i)
+
+    elif state.ndim == 1:
+
+        def update(rows, at, grads, i, state, state2, row, rates):
+            _decay(rows, at, rates[1])
+            state[row] += _square_sum(grads, i) / np.float32(grads.shape[1])
+            _add_row(rows, at, -rates[0] / (np.sqrt(state[row]) + rates[2]), grads, i)
+
+    elif isinstance(state2, types.NoneType):
+
+        def update(rows, at, grads, i, state, state2, row, rates):
+            _decay(rows, at, rates[1])
+            lr, eps = rates[0], rates[2]
+            for j in range(grads.shape[1]):
+                state[row, j] += grads[i, j] * grads[i, j]
+                rows[at, j] -= lr * grads[i, j] / (np.sqrt(state[row, j]) + eps)
+
     else:
-        gain, keep2, gain2, correction, root = rates[3], rates[4], rates[5], rates[6], rates[7]
-        for j in range(len(grad)):
-            mean = state[row, j] + gain * (grad[j] - state[row, j])
-            square = keep2 * state2[row, j] + gain2 * grad[j] * grad[j]
-            state[row, j], state2[row, j] = mean, square
-            rows[at, j] -= lr * correction * mean / (np.sqrt(square) * root + eps)
+
+        def update(rows, at, grads, i, state, state2, row, rates):
+            _decay(rows, at, rates[1])
+            rate, eps, gain, keep2, gain2 = (
+                rates[0] * rates[6],
+                rates[2],
+                rates[3],
+                rates[4],
+                rates[5],
+            )
+            root = rates[7]
+            for j in range(grads.shape[1]):
+                mean = state[row, j] + gain * (grads[i, j] - state[row, j])
+                square = keep2 * state2[row, j] + gain2 * grads[i, j] * grads[i, j]
+                state[row, j], state2[row, j] = mean, square
+                rows[at, j] -= rate * mean / (np.sqrt(square) * root + eps)
+
+    return update
 
 
-def _update_stored(kind, values, scale, buffer, grad, state, state2, row, rates, key):
+@njit(inline="always")
+def _decay(rows, at, factor):
+    if factor != 1:
+        for j in range(rows.shape[1]):
+            rows[at, j] *= factor
+
+
+def _update_stored(values, scale, buffer, grads, i, state, state2, row, rates, key):
     """Step a row in its stored form; `buffer` [1, d] is scratch."""
 
 
 @overload(_update_stored, inline="always")
-def _update_stored_any(kind, values, scale, buffer, grad, state, state2, row, rates, key):
+def _update_stored_any(values, scale, buffer, grads, i, state, state2, row, rates, key):
     if values.dtype == types.float32:
 
-        def update(kind, values, scale, buffer, grad, state, state2, row, rates, key):
-            _update(kind, values, row, grad, state, state2, row, rates)
+        def update(values, scale, buffer, grads, i, state, state2, row, rates, key):
+            _update(values, row, grads, i, state, state2, row, rates)
 
     else:
 
-        def update(kind, values, scale, buffer, grad, state, state2, row, rates, key):
+        def update(values, scale, buffer, grads, i, state, state2, row, rates, key):
             _load(values, scale, row, buffer, 0)
-            _update(kind, buffer, 0, grad, state, state2, row, rates)
+            _update(buffer, 0, grads, i, state, state2, row, rates)
             _save(values, scale, row, buffer, key)
 
     return update
@@ -555,59 +680,49 @@ def _update_stored_any(kind, values, scale, buffer, grad, state, state2, row, ra
 
 @njit(parallel=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def step(
-    kind, values, scale, state, state2, factor, rates, key,
-    grads, repeat, sources, factors, shift, entries, starts, following, heads, threads,
+    values, scale, state, state2, factor, rates, key,
+    grads, shift, entries, factors, starts, heads, rows, sums, threads,
 ):  # fmt: skip
     """Sum the gradients of every distinct row and update it.
 
     Args:
-        kind: SGD, ROWWISE_ADAGRAD, ADAGRAD or ADAM.
         values, scale: stored rows [R, d], and [R, 1] of int8 rows, else empty.
-        state, state2: of the optimizer, [R, 1] or [R, d]; what it does not use is empty.
+        state, state2: of the optimizer, as in the table above.
         factor: on all gradients (clipping).
         rates: float32: lr, 1 - lr * weight_decay, eps, and for Adam 1 - beta1, beta2,
             1 - beta2, 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t).
         key: of the stochastic rounding in this step.
-        grads: [.., d]; read i has the gradient i // repeat, or that of its source.
-        repeat: reads of an id that share one gradient or one factor (rows that were summed).
-        sources: [N] row of the gradients for each read, or empty.
-        factors: [N / repeat] on the gradient of each read, or empty.
-        shift, entries, starts: from `deal`.
-        following: [N] scratch.
+        grads: [.., d].
+        shift, entries, factors, starts: from `deal`.
         heads: [T, 2^shift], all -1 before and after.
+        rows: [T, most distinct rows of a bucket] scratch.
+        sums: [T, most distinct rows of a bucket, d] scratch.
         threads: T.
     """
-    n = len(following)
     mask = (1 << shift) - 1
     for t in prange(threads):
-        head = heads[t]
-        total = np.empty(values.shape[1], np.float32)
+        head, row, mine = heads[t], rows[t], sums[t]
         buffer = np.empty((1, values.shape[1]), np.float32)
         first, last = _share(starts, threads, t)
         for b in range(first, last):
-            _chain(entries, starts[b], starts[b + 1], mask, head, following)
-            for i in range(starts[b], starts[b + 1]):
-                if i + AHEAD < n:
-                    soon = entries[i + AHEAD]
-                    _prefetch(grads, _source(soon, repeat, sources))
-                    _prefetch(values, soon >> 32)
-                    if len(state):
-                        _prefetch(state, soon >> 32)
-                row = entries[i] >> 32
-                if head[row & mask] != i:
-                    continue
-                head[row & mask] = -1
-                _sum_chain(entries, i, following, grads, repeat, sources, factors, total)
+            count = _sum_bucket(
+                grads, mask, entries, factors, starts[b], starts[b + 1], head, row, mine
+            )
+            for i in range(count):
+                if i + AHEAD < count:
+                    _prefetch(values, row[i + AHEAD])
+                    _prefetch_state(state, row[i + AHEAD])
+                head[row[i] & mask] = -1
                 if factor != 1:
-                    for j in range(len(total)):
-                        total[j] *= factor
-                _update_stored(kind, values, scale, buffer, total, state, state2, row, rates, key)
+                    for j in range(mine.shape[1]):
+                        mine[i, j] *= factor
+                _update_stored(values, scale, buffer, mine, i, state, state2, row[i], rates, key)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def dense_step(
     measure, values, state, state2, l2, factor, rates,
-    grads, repeat, sources, factors, shift, entries, starts, following, heads, threads,
+    grads, shift, entries, factors, starts, heads, rows, sums, threads,
 ):  # fmt: skip
     """Take an Adam step on every row, whose gradient is l2 * row + what the batch adds to it.
 
@@ -617,27 +732,27 @@ def dense_step(
         l2: coupled L2.
         factor, rates, grads and what follows: as in `step`.
     """
-    sums = np.zeros(len(starts) - 1)
+    totals = np.zeros(len(starts) - 1)
+    mask = (1 << shift) - 1
     for t in prange(threads):
-        head = heads[t]
-        total = np.empty(values.shape[1], np.float32)
+        head, row, mine = heads[t], rows[t], sums[t]
+        total = np.empty((1, values.shape[1]), np.float32)
         for b in range((len(starts) - 1) * t // threads, (len(starts) - 1) * (t + 1) // threads):
-            base = b << shift
-            _chain(entries, starts[b], starts[b + 1], (1 << shift) - 1, head, following)
-            for row in range(base, min(base + (1 << shift), len(values))):
-                total[:] = 0
-                if head[row - base] >= 0:
-                    i = head[row - base]
-                    _sum_chain(entries, i, following, grads, repeat, sources, factors, total)
-                    head[row - base] = -1
-                for j in range(len(total)):
-                    total[j] += l2 * values[row, j]
+            _sum_bucket(grads, mask, entries, factors, starts[b], starts[b + 1], head, row, mine)
+            for r in range(b << shift, min((b + 1) << shift, len(values))):
+                at = head[r & mask]
+                head[r & mask] = -1
+                for j in range(total.shape[1]):
+                    total[0, j] = l2 * values[r, j]
+                    if at >= 0:
+                        total[0, j] += mine[at, j]
                 if measure:
-                    sums[b] += _square_sum(total)
+                    totals[b] += _square_sum(total, 0)
                     continue
-                total *= factor
-                _update(ADAM, values, row, total, state, state2, row, rates)
-    return sums.sum()
+                for j in range(total.shape[1]):
+                    total[0, j] *= factor
+                _update(values, r, total, 0, state, state2, r, rates)
+    return totals.sum()
 
 
 @njit(parallel=True, cache=True)
@@ -651,6 +766,6 @@ def count_equal(shift, entries, starts, heads, out, threads):
             for i in range(starts[b], starts[b + 1]):
                 head[(entries[i] >> 32) & mask] += 1
             for i in range(starts[b], starts[b + 1]):
-                out[entries[i] & _POSITION] = head[(entries[i] >> 32) & mask] + 1
+                out[entries[i] & _SOURCE] = head[(entries[i] >> 32) & mask] + 1
             for i in range(starts[b], starts[b + 1]):
                 head[(entries[i] >> 32) & mask] = -1

@@ -7,10 +7,8 @@ the step sums them by row and updates the distinct rows in one pass (`kernels.st
 Shape letters: B rows of a batch, S segments of a group, K rows read for an id, n ids, N = n * K rows
 read, d width of a row, C width of a combined vector.
 
-Memory beside rows and optimizer state: 8 (place) + 8 (entry) + 4 (chain) bytes for each of the N rows
-read, 4 more if they are added up by bags and 4 for an id if bags have factors, the vectors themselves,
-and 4 bytes * T * 2^(log2 R - 9) for heads of chains; all of it is kept from step to step, so that a
-steady state allocates nothing.
+Memory beside rows and optimizer state is bounded by the batch (`batch_bytes`) and kept from step to
+step, so that a steady state allocates nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from embtables.rows.gather import (
     FORMS,
     NO_FACTORS,
     NO_SOURCES,
-    NOTHING,
     Buffers,
     Gather,
     Gathered,
@@ -43,17 +40,31 @@ from embtables.rows.gather import (
 from embtables.rows.optimizers import Adam, DenseAdam
 from embtables.rows.store import StoreSpec, backends
 
-_KINDS = {
-    "sgd": kernels.SGD,
-    "rowwise_adagrad": kernels.ROWWISE_ADAGRAD,
-    "adagrad": kernels.ADAGRAD,
-    "adam": kernels.ADAM,
-    "dense_adam": kernels.ADAM,
-}
+
+def batch_bytes(reads: int, dim: int, rows: int, threads: int) -> int:
+    """Return a bound on the bytes of a training step beside rows and optimizer state.
+
+    Args:
+        reads: N of the arena.
+        dim: d.
+        rows: R of the arena.
+        threads: T.
+
+    For each read 8 (id) + 8 (row) + 8 (place) + 8 (entry) + 4 (source) + 8 (factor), a vector and its
+    gradient, and where rows are multiplied both once more; for each thread the sums and places of a
+    bucket's rows, and counts of buckets; buffers have an eighth to spare.
+    """
+    bucket = 1 << bucket_shift(rows)
+    sums = 4 * bucket + min(bucket, reads) * (8 + 4 * dim)
+    each = sums + (8 << kernels.BUCKET_BITS)
+    return (reads * (44 + 16 * dim) + threads * each) * 9 // 8
+
+
+_KINDS = ("sgd", "rowwise_adagrad", "adagrad", "adam", "dense_adam")
 
 
 class _Gradients(NamedTuple):
-    """Gradients of N reads; fields as in `kernels.step`."""
+    """Gradients of N reads; fields as in `kernels.deal`."""
 
     grads: Tensor
     repeat: int
@@ -200,15 +211,15 @@ class NativeStore(ArenaStore):
 
     def _update(self, arena: Arena, state: dict[str, Tensor], dealt: tuple[Any, ...]) -> None:
         stored = stored_rows(arena)
-        states = [*state.values(), NOTHING, NOTHING][:2]
+        states = [*state.values(), None, None][:2]
         factor, rates = np.float32(self._factor), self._rates()
         if isinstance(self.optimizer, DenseAdam):
             l2 = np.float32(self.optimizer.l2)
             parallel.call(kernels.dense_step, False, stored[0], *states, l2, factor, rates, *dealt)
             return
         assert self.optimizer is not None
-        kind, key = _KINDS[self.optimizer.kind], np.uint32(_key(self.seed, self.steps))
-        parallel.call(kernels.step, kind, *stored, *states, factor, rates, key, *dealt)
+        key = np.uint32(_key(self.seed, self.steps))
+        parallel.call(kernels.step, *stored, *states, factor, rates, key, *dealt)
 
     def _square_sum(self, name: str, arena: Arena) -> float:
         dealt = self._deal(name)
@@ -244,7 +255,7 @@ class NativeStore(ArenaStore):
         """Deal the reads of an arena into buckets, once a step.
 
         Returns:
-            `kernels.step`'s arguments from `grads` to `heads`, or None if there is nothing to do.
+            `kernels.step`'s arguments from `grads` on, or None if there is nothing to do.
         """
         if name in self._dealt:
             return self._dealt[name]
@@ -259,12 +270,16 @@ class NativeStore(ArenaStore):
         buckets = max(0, len(arena.values) - 1 >> shift) + 1
         take = self._memory.take
         entries = take(f"{name}/entries", count, dtype=torch.int64)
+        factors = take(f"{name}/factors", count if len(gradients.factors) else 0)
         starts = take(f"{name}/starts", buckets + 1, dtype=torch.int64)
         counts = take(f"{name}/counts", threads, buckets, dtype=torch.int64)
-        parallel.call(kernels.deal, place, shift, counts, entries, starts)
-        following = take(f"{name}/following", count, dtype=torch.int32)
+        grads, *shares = gradients
+        parallel.call(kernels.deal, place, *shares, shift, counts, entries, factors, starts)
+        most = min(1 << shift, int(starts.diff().max()))
+        rows = take("rows", threads, most, dtype=torch.int64)
+        sums = take("sums", threads, most, arena.values.shape[1])
         heads = self._heads(1 << shift)
-        self._dealt[name] = (*gradients, shift, entries, starts, following, heads)
+        self._dealt[name] = (grads, shift, entries, factors, starts, heads, rows, sums)
         return self._dealt[name]
 
     def _joined(self, reads: list[_Read], dim: int) -> tuple[Tensor, _Gradients]:

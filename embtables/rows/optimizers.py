@@ -87,13 +87,13 @@ class RowWiseAdagrad(_RowOptimizer):
     eps: PositiveFloat = 1.0e-8
 
     def state(self, rows: int, dim: int, like: Tensor) -> State:
-        """Return the sums of mean squares [R, 1]."""
-        return {"sum": like.new_zeros(rows, 1)}
+        """Return the sums of mean squares [R]."""
+        return {"sum": like.new_zeros(rows)}
 
     def update(self, rows: Tensor, grads: Tensor, state: State, step: int, lr: float) -> Tensor:
         """Return the row-wise Adagrad step."""
-        total = state["sum"].add_(grads.square().mean(dim=1, keepdim=True))
-        return rows - lr * grads / (total.sqrt() + self.eps)
+        total = state["sum"].add_(grads.square().mean(dim=1))
+        return rows - lr * grads / (total.sqrt() + self.eps).unsqueeze(1)
 
 
 class Adam(_RowOptimizer):

@@ -15,7 +15,7 @@ Backends are the files of this folder that register themselves here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,9 @@ from embtables.compressor import Bags, Combine, Parts, Precision, RowTable, Segm
 from embtables.hashing import salt
 from embtables.registry import Config, Registry
 from embtables.rows.optimizers import RowOptimizer
+
+_PIECE = 2**16
+"""Rows that are drawn at once: no second copy of a table, not even while it is made."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,23 @@ class Init(Config):
     kind: Literal["normal", "uniform"] = "normal"
     scale: PositiveFloat = 0.01
 
-    def draw(self, table: RowTable, seed: int, dtype: torch.dtype) -> Tensor:
-        """Return the initial rows [R, d] of a table; they depend on its name and the seed alone."""
+    def draw(
+        self, table: RowTable, seed: int, dtype: torch.dtype
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the initial rows [.., d] of a table piece by piece, and where they belong.
+
+        They depend on the table's name and the seed alone.
+        """
         generator = torch.Generator().manual_seed(salt(table.name, seed % 2**64) & (2**63 - 1))
-        rows = torch.empty(table.rows, table.dim, dtype=dtype)
         scale = self.scale * table.scale
-        if self.kind == "normal":
-            return rows.normal_(table.mean, scale, generator=generator)
-        return rows.uniform_(table.mean - scale, table.mean + scale, generator=generator)
+        for start in range(0, table.rows, _PIECE):
+            end = min(start + _PIECE, table.rows)
+            rows = torch.empty(end - start, table.dim, dtype=dtype)
+            if self.kind == "normal":
+                rows.normal_(table.mean, scale, generator=generator)
+            else:
+                rows.uniform_(table.mean - scale, table.mean + scale, generator=generator)
+            yield slice(start, end), rows
 
 
 @dataclass(frozen=True)
@@ -87,8 +99,8 @@ class StoreSpec:
         """Kinds of precision in which rows are held while training."""
         return sorted({p.config.kind for p in self.precisions.values() if p.while_training})
 
-    def first_rows(self, table: RowTable) -> Tensor:
-        """Return the initial rows [R, d] of a table."""
+    def first_rows(self, table: RowTable) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the initial rows [.., d] of a table piece by piece, and where they belong."""
         return self.init.draw(table, self.seed, self.dtype)
 
 

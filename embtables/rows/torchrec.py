@@ -63,7 +63,9 @@ class TorchRecStore(RowStore):
             # appear among the parameters that a dense optimizer is given.
             self._fused_collection = [fused]
         for table in spec.tables:
-            self.load(table.name, spec.first_rows(table))
+            weight = self._weight(table.name).zero_()  # padding columns stay zero
+            for place, rows in spec.first_rows(table):
+                weight[place, : table.dim] = rows.to(spec.device)
 
     @classmethod
     def refusals(cls, spec: StoreSpec) -> list[str]:
