@@ -74,8 +74,10 @@ class Placed:
 
     @property
     def extra_bytes(self) -> int:
-        """Bytes beside its rows: projections, in float32."""
-        return 4 * widths.get(self.config.width.kind).extra_numbers(self.table)
+        """Bytes beside its rows: maps, and projections in float32."""
+        sharing = self.config.sharing
+        maps = sharings.get(sharing.kind).map_bytes(sharing, self.table, self.places)
+        return maps + 4 * widths.get(self.config.width.kind).extra_numbers(self.table)
 
 
 Plan = dict[str, Placed]

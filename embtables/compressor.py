@@ -35,10 +35,10 @@ buffer of its module: that is what is trained, saved, packed and counted.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ class Table:
         dim: width D the model asks for.
         open: True if any 64-bit id may come.
         width: stored width W, set by the width axis (W <= D).
+        ordered: whether ids come by falling training count, as a dictionary makes them (id 0, which
+            may stand for all rare ids, is not looked at).
+        counts: [rows] training count of each id, or None where they are not known. A packed table
+            has none.
     """
 
     name: str
@@ -66,6 +70,8 @@ class Table:
     dim: int
     open: bool = False
     width: int = 0
+    ordered: bool = False
+    counts: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def narrowed(self, width: int) -> Table:
         """Return the table with a stored width."""
@@ -153,6 +159,18 @@ Combine = Literal["concat", "sum", "mult"]
 """How the K rows of an id become one vector: side by side, added, or multiplied."""
 
 
+class Pairs(NamedTuple):
+    """Ids of two tables that occur together in training rows: [m], [m], and the labels [m]."""
+
+    left: np.ndarray
+    right: np.ndarray
+    labels: np.ndarray
+
+
+Interactions = Callable[[str, str], Pairs]
+"""Two table names -> their pairs in the training rows, one a row."""
+
+
 class Sharing(nn.Module, ABC):
     """Which rows an id reads. One instance serves one group.
 
@@ -189,6 +207,21 @@ class Sharing(nn.Module, ABC):
             config: the method's Config.
             tables: all logical tables that use this config, with stored widths.
             share: 0 (smallest) .. 1 (nothing saved). Total size must not fall as share rises.
+        """
+
+    @classmethod
+    def map_bytes(cls, config: Any, table: Table, places: Sequence[RowTable]) -> int:
+        """Return the bytes of what a table needs beside its rows to find them (a map)."""
+        return 0
+
+    def fit(self, interactions: Interactions | None) -> None:
+        """Learn maps from training rows, once, before training; counts are in the tables.
+
+        Args:
+            interactions: which ids occur together, or None where nobody knows.
+
+        Raises:
+            ValueError: what the method needs is not known.
         """
 
     @abstractmethod

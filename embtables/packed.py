@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -151,7 +151,7 @@ def pack_tensors(tables: EmbeddingTables) -> tuple[dict[str, Tensor], dict[str, 
         },
         "plan": {
             name: {
-                "table": asdict(one.table),
+                "table": asdict(replace(one.table, counts=None)),
                 "config": one.config.model_dump(mode="json"),
                 "places": [asdict(row) for row in one.places],
             }

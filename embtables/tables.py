@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from embtables.budget import Plan, parse_bytes, plan, plan_bytes, uncompressed_bytes
-from embtables.compressor import Table, TableConfig, parse_table
+from embtables.compressor import Interactions, Table, TableConfig, parse_table
 from embtables.features import Feature, Vocabulary, by_name
 from embtables.groups import Group, Ids, Keys, as_packed, build_groups
 from embtables.rows.arena import pooled
@@ -172,6 +173,7 @@ class EmbeddingTables(Lookup):
         init: initial values of rows.
         seed: seed of initial values and stochastic rounding; hashes do not depend on it.
         mini_batch_l2: lambda of the mini-batch-aware L2 of DIN (`penalty`).
+        interactions: which ids occur together in training rows, for methods that learn from it.
         dtype: float type of the computation.
         device: where rows live.
 
@@ -194,6 +196,7 @@ class EmbeddingTables(Lookup):
         init: Init | None = None,
         seed: int = 0,
         mini_batch_l2: float = 0.0,
+        interactions: Interactions | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -222,6 +225,7 @@ class EmbeddingTables(Lookup):
         self.store = backends.get(pick_backend(spec) if backend == "auto" else backend)(spec)
         generator = torch.Generator().manual_seed(seed)
         for group in self.groups:
+            cast(Group, group).sharing.fit(interactions)
             cast(Group, group).width.reset(generator)
         for group in self.groups:
             group.to(device=device, dtype=dtype)
@@ -390,7 +394,14 @@ def logical_tables(
                 f"there are {', '.join(vocabularies)}"
             )
         vocabulary = vocabularies[feature.table]
-        table = Table(feature.table, vocabulary.rows, feature.dim, vocabulary.open)
+        table = Table(
+            feature.table,
+            vocabulary.rows,
+            feature.dim,
+            vocabulary.open,
+            ordered=_falls(vocabulary.counts),
+            counts=vocabulary.counts,
+        )
         other = found.setdefault(feature.table, table)
         if other.dim != feature.dim:
             raise ValueError(
@@ -398,6 +409,11 @@ def logical_tables(
                 f"another feature for {other.dim}; features of one table have one width"
             )
     return list(found.values())
+
+
+def _falls(counts: np.ndarray | None) -> bool:
+    """Return whether ids behind the first come by falling training count."""
+    return counts is not None and bool((counts[2:] <= counts[1:-1]).all())
 
 
 def _beside(group: Group) -> int:

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from data.batch import Batch
 from data.loader import Loader
 from data.prepare import open_source, prepare
 from data.source import SourceConfig
 from data.store import Store
+from embtables.compressor import Interactions, Pairs
 from embtables.features import Feature, Vocabulary
 from models.base import InputField, Inputs
 from trainer.config import RunConfig
@@ -59,6 +62,28 @@ def vocabularies(store: Store, features: list[Feature]) -> dict[str, Vocabulary]
             counts=store.counts.get(table.name),
         )
     return found
+
+
+def interactions(store: Store, features: list[Feature]) -> Interactions:
+    """Return a function that says which ids of two tables occur together in the training rows.
+
+    Raises, when it is called:
+        ValueError: a table whose ids are not those of a column with one value a row.
+    """
+    names = [column.name for column in store.schema.fields if column.kind == "categorical"]
+    split = store.split("train")
+
+    def ids(table: str) -> np.ndarray:
+        keys = [feature.key for feature in features if feature.table == table]
+        found = next((key for key in keys if key in names), None)
+        if found is None:
+            raise ValueError(
+                f"table {table!r} has no column with one id a row, so it has no pairs to learn from; "
+                f"columns that have: {', '.join(names)}"
+            )
+        return split.ids[:, names.index(found)]
+
+    return lambda left, right: Pairs(ids(left), ids(right), split.label)
 
 
 @contextmanager

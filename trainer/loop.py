@@ -31,6 +31,7 @@ from trainer.config import RunConfig
 from trainer.datasets import (
     check_same_data,
     closing,
+    interactions,
     model_inputs,
     open_store,
     vocabularies,
@@ -162,6 +163,7 @@ class Trainer:
             init=config.init,
             device=self.device,
             mini_batch_l2=config.mini_batch_l2,
+            interactions=interactions(store, features),
         )
         if self.options.clip_norm is not None:
             self.tables.require("clip")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import CONFIGS, REFUSED, Case
 from pydantic import ValidationError
-from world import BAGS, FEATURES, ROWS, VOCABULARIES, build, middle, outputs, step
+from world import BAGS, FEATURES, ROWS, VOCABULARIES, build, interactions, middle, outputs, step
 
 from embtables import EmbeddingTables, TableConfig, Vocabulary, parse_table
 
@@ -27,14 +29,17 @@ def test_bad_ids_raise(case: Case) -> None:
 
 
 def test_unknown_ids_read_the_oov_row(case: Case) -> None:
-    vocabularies = VOCABULARIES | {"item": Vocabulary(300, oov=299), "shop": Vocabulary(97, oov=0)}
+    vocabularies = VOCABULARIES | {
+        name: replace(VOCABULARIES[name], oov=oov) for name, oov in (("item", 299), ("shop", 0))
+    }
     tables = build(case, vocabularies=vocabularies)
     asked = {**BAGS, "item": [[-1], [300], [2**63 - 1], [7]], "shop": [[97, 3], [], [-5], [1]]}
     meant = {**BAGS, "item": [[299], [299], [299], [7]], "shop": [[0, 3], [], [0], [1]]}
     asked["history"], meant["history"] = [[500]] * 4, [[299]] * 4
     with pytest.raises(ValueError, match="feature 'linear'"):
         outputs(tables, asked)
-    tables = build(case, vocabularies=vocabularies | {"linear": Vocabulary(300, oov=299)})
+    linear = replace(VOCABULARIES["linear"], oov=299)
+    tables = build(case, vocabularies=vocabularies | {"linear": linear})
     expected = outputs(tables, meant)
     for name, found in outputs(tables, asked).items():
         assert torch.equal(found, expected[name]), name
@@ -77,6 +82,7 @@ def test_per_field_override(case: Case) -> None:
             FEATURES,
             VOCABULARIES,
             table=CONFIGS[case],
+            interactions=interactions,
             fields={"shop": "full"},
             budget=middle(case) + 4000,
         )

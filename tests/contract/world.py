@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, CONFIGS, Case
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from embtables import SGD, EmbeddingTables, Feature, PackedTables, RowOptimizer, Vocabulary
 from embtables.budget import Plan, plan, plan_bytes
+from embtables.compressor import Pairs
 from embtables.tables import logical_tables
 from embtables.torchrec_types import KeyedJaggedTensor, KeyedTensor
 
@@ -27,7 +29,25 @@ FEATURES = (
     Feature("history", 8, table="item", pooling="none"),
 )
 ROWS = {"item": 300, "linear": 300, "shop": 97, "color": 4, "size": 6, "tag": 120}
-VOCABULARIES = {name: Vocabulary(rows) for name, rows in ROWS.items()}
+
+
+def _counts(name: str, rows: int) -> np.ndarray:
+    """Return training counts: of "item" in no order, of the others falling as in a dictionary."""
+    counts = np.random.default_rng(rows).zipf(1.5, rows).clip(max=1000)
+    return counts if name in ("item", "linear") else np.sort(counts)[::-1].copy()
+
+
+def interactions(left: str, right: str) -> Pairs:
+    """Return 2000 pairs of ids of two tables, near each other, with labels."""
+    rng = np.random.default_rng(5)
+    near = rng.random(2000)
+    pair = [
+        ((near + 0.1 * rng.random(2000)) % 1 * ROWS[name]).astype(int) for name in (left, right)
+    ]
+    return Pairs(*pair, rng.integers(0, 2, 2000))
+
+
+VOCABULARIES = {name: Vocabulary(n, counts=_counts(name, n)) for name, n in ROWS.items()}
 BAGS = {
     "item": [[7], [7], [299], [0]],
     "shop": [[1, 1, 96], [], [5], [40, 2]],
@@ -73,7 +93,11 @@ def planned(case: Case, budget: int) -> Plan:
 
 def build(case: Case, seed: int = 0, **options: Any) -> EmbeddingTables:
     """Return the tables of a case at its middle budget, with a fused SGD."""
-    options = {"optimizer": SGD(lr=0.1), "budget": middle(case)} | options
+    options = {
+        "optimizer": SGD(lr=0.1),
+        "budget": middle(case),
+        "interactions": interactions,
+    } | options
     vocabularies = options.pop("vocabularies", VOCABULARIES)
     return EmbeddingTables(FEATURES, vocabularies, table=CONFIGS[case], seed=seed, **options)
 
