@@ -18,7 +18,7 @@ stays a plain table.
 How a batch flows. The features of one model are cut into groups of one method and one stored width.
 A group holds S segments (a segment: the ids of one feature, in the order of the batch), n ids in all:
 
-    Sharing.encode   ids [n]            -> rows [K, n]       K rows read for each id
+    Sharing.encode   ids [n]            -> rows [K, n]       K rows read for each id, or fewer
     RowStore         rows [K, n]        -> vectors [.., W]   the K rows of an id combined as
                                                              `Sharing.combine` says, and pooled if
                                                              `Width.linear`; W: stored width
@@ -35,10 +35,10 @@ buffer of its module: that is what is trained, saved, packed and counted.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -167,8 +167,16 @@ class Pairs(NamedTuple):
     labels: np.ndarray
 
 
-Interactions = Callable[[str, str], Pairs]
-"""Two table names -> their pairs in the training rows, one a row."""
+class Interactions(Protocol):
+    """Which ids occur together in the training rows."""
+
+    def partner(self, table: str) -> str:
+        """Return the largest table with other ids: what to learn against where nothing is named."""
+        ...
+
+    def pairs(self, left: str, right: str) -> Pairs:
+        """Return the ids of two tables in the training rows, one pair a row."""
+        ...
 
 
 class Sharing(nn.Module, ABC):
@@ -195,6 +203,11 @@ class Sharing(nn.Module, ABC):
     def combine(self) -> Combine:
         """How the K rows of an id become one vector; a concatenation is cut off at W numbers."""
         return "concat"
+
+    @property
+    def skips(self) -> bool:
+        """Whether `encode` may say -1: no row is read there, zeros stand for it, nothing is trained."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -226,7 +239,7 @@ class Sharing(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, ids: Tensor, segments: Segments) -> Tensor:
-        """Return rows [K, n] of ids [n], each in its physical table."""
+        """Return rows [K, n] of ids [n], each in its physical table; -1 only if `skips`."""
 
     def cut(self, vectors: Tensor) -> Tensor:
         """Return combined vectors at the stored width W; the backward of a slice would copy them."""

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from data.batch import Batch
 from data.loader import Loader
 from data.prepare import open_source, prepare
 from data.source import SourceConfig
 from data.store import Store
-from embtables.compressor import Interactions, Pairs
+from embtables.compressor import Pairs
 from embtables.features import Feature, Vocabulary
+from embtables.registry import nearest
 from models.base import InputField, Inputs
 from trainer.config import RunConfig
 from trainer.progress import Preparing
@@ -64,26 +63,42 @@ def vocabularies(store: Store, features: list[Feature]) -> dict[str, Vocabulary]
     return found
 
 
-def interactions(store: Store, features: list[Feature]) -> Interactions:
-    """Return a function that says which ids of two tables occur together in the training rows.
+class StoreInteractions:
+    """Which ids of the tables that features read occur together in the training rows.
 
-    Raises, when it is called:
-        ValueError: a table whose ids are not those of a column with one value a row.
+    Only columns with one id a row take part.
     """
-    names = [column.name for column in store.schema.fields if column.kind == "categorical"]
-    split = store.split("train")
 
-    def ids(table: str) -> np.ndarray:
-        keys = [feature.key for feature in features if feature.table == table]
-        found = next((key for key in keys if key in names), None)
-        if found is None:
+    def __init__(self, store: Store, features: list[Feature]) -> None:
+        columns = [column.name for column in store.schema.fields if column.kind == "categorical"]
+        place = {name: position for position, name in enumerate(columns)}
+        self._column = {f.table: place[f.key] for f in features if f.key in place}
+        rows = {table.name: table.rows for table in store.schema.tables}
+        self._rows = {c.name: rows[c.table_name] for c in store.schema.fields if c.name in place}
+        self._names = columns
+        self._split = store.split("train")
+
+    def partner(self, table: str) -> str:
+        """Return the largest table of another column."""
+        own = self._find(table)
+        others = {t: c for t, c in self._column.items() if c != own}
+        if not others:
+            raise ValueError(f"table {table!r}: there is no other column to learn against")
+        return max(others, key=lambda name: self._rows[self._names[others[name]]])
+
+    def pairs(self, left: str, right: str) -> Pairs:
+        """Return the ids of two tables, one pair a training row."""
+        ids = self._split.ids
+        return Pairs(ids[:, self._find(left)], ids[:, self._find(right)], self._split.label)
+
+    def _find(self, table: str) -> int:
+        if table not in self._column:
+            known = list(self._column)
             raise ValueError(
-                f"table {table!r} has no column with one id a row, so it has no pairs to learn from; "
-                f"columns that have: {', '.join(names)}"
+                f"table {table!r} has no column with one id a row.{nearest(table, known)} "
+                f"Tables that have: {', '.join(known)}"
             )
-        return split.ids[:, names.index(found)]
-
-    return lambda left, right: Pairs(ids(left), ids(right), split.label)
+        return self._column[table]
 
 
 @contextmanager

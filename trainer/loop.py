@@ -29,9 +29,9 @@ from models.base import CTRModel, models
 from trainer import checkpoint
 from trainer.config import RunConfig
 from trainer.datasets import (
+    StoreInteractions,
     check_same_data,
     closing,
-    interactions,
     model_inputs,
     open_store,
     vocabularies,
@@ -163,7 +163,7 @@ class Trainer:
             init=config.init,
             device=self.device,
             mini_batch_l2=config.mini_batch_l2,
-            interactions=interactions(store, features),
+            interactions=StoreInteractions(store, features),
         )
         if self.options.clip_norm is not None:
             self.tables.require("clip")

@@ -340,11 +340,79 @@ def divide(ids, divisors, bounds, threads):
 
 
 @njit(parallel=True, cache=True)
+def map_rows(ids, packed, starts, widths, bounds, threads):
+    """Return rows [n] of ids [n] from maps of `widths` [S] bytes an id, which begin at `starts` [S]."""
+    out = np.empty(len(ids), np.int64)
+    for t in prange(threads):
+        for s in range(len(starts)):
+            first, last = _within(bounds, s, threads, t)
+            for j in range(first, last):
+                at = starts[s] + ids[j] * widths[s]
+                row = np.int64(0)
+                for digit in range(widths[s]):
+                    row |= np.int64(packed[at + digit]) << (8 * digit)
+                out[j] = row
+    return out
+
+
+@intrinsic
+def _ones(typing_context, bits):
+    """Return the number of ones in 64 bits."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.uint64), codegen
+
+
+@njit(inline="always")
+def _place_among(words, ranks, x):
+    """Return the place of id x among the kept ones (`sharing._kept`), or -1."""
+    own, bit = np.uint64(words[x >> 6]), np.uint64(x & 63)
+    if not (own >> bit) & np.uint64(1):
+        return np.int64(-1)
+    place = np.int64(ranks[x >> 9]) + _ones(own & ((np.uint64(1) << bit) - np.uint64(1)))
+    for word in range(x >> 9 << 3, x >> 6):
+        place += _ones(np.uint64(words[word]))
+    return place
+
+
+@njit(parallel=True, cache=True)
+def put_kept(rows, ids, words, ranks, layout, bounds, threads):
+    """Set the rows [K, n] of kept ids [n] to their own and then -1, leave the others; return rows.
+
+    Args:
+        rows: [K, n].
+        ids: [n].
+        words, ranks: the maps of all tables (`sharing._kept`).
+        layout: [4, S] number of kept ids, row of the first, and where the table's words and ranks
+            begin; -1 where the kept ids are the first ones.
+        bounds: [S + 1] first position of each segment.
+        threads: T.
+    """
+    for t in prange(threads):
+        for s in range(layout.shape[1]):
+            first, last = _within(bounds, s, threads, t)
+            kept, base, word, block = layout[0, s], layout[1, s], layout[2, s], layout[3, s]
+            my_words, my_ranks = words[word:], ranks[block:]
+            for j in range(first, last):
+                x = np.int64(ids[j])
+                place = x if x < kept else np.int64(-1)
+                if word >= 0:
+                    place = _place_among(my_words, my_ranks, x)
+                if place >= 0:
+                    rows[0, j] = base + place
+                    for k in range(1, len(rows)):
+                        rows[k, j] = -1
+    return rows
+
+
+@njit(parallel=True, cache=True)
 def places(rows, base, bounds, by_row, out, threads):
     """Write the arena rows [N] of table rows [K, n], those of an id side by side.
 
     Args:
-        rows: [K, n], segment after segment.
+        rows: [K, n], segment after segment; -1 stays -1.
         base: [K, S] first arena row of each table.
         bounds: [S + 1] first position of each segment.
         by_row: every segment holds one id for each row of the batch, and the ids of a row come
@@ -359,16 +427,30 @@ def places(rows, base, bounds, by_row, out, threads):
             for b in range(batch * t // threads, batch * (t + 1) // threads):
                 for s in range(segments):
                     for k in range(probes):
-                        out[(b * segments + s) * probes + k] = rows[k, s * batch + b] + base[k, s]
+                        row = rows[k, s * batch + b]
+                        found = row + base[k, s] if row >= 0 else row
+                        out[(b * segments + s) * probes + k] = found
         else:
             for s in range(segments):
                 first, last = _within(bounds, s, threads, t)
                 for k in range(probes):
                     for j in range(first, last):
-                        out[j * probes + k] = rows[k, j] + base[k, s]
+                        row = rows[k, j]
+                        out[j * probes + k] = row + base[k, s] if row >= 0 else row
 
 
 # -- forward ---------------------------------------------------------------------------------------
+# A place of -1 is no row: zeros are read.
+
+
+@njit(inline="always")
+def _read(values, scale, row, out, at):
+    """Read a row as float32 into out[at], zeros for no row."""
+    if row >= 0:
+        _load(values, scale, row, out, at)
+    else:
+        for j in range(out.shape[1]):
+            out[at, j] = 0
 
 
 @njit(parallel=True, cache=True)
@@ -379,7 +461,7 @@ def gather(values, scale, place, out, threads):
         for i in range(n * t // threads, n * (t + 1) // threads):
             if i + AHEAD < n:
                 _prefetch(values, place[i + AHEAD])
-            _load(values, scale, place[i], out, i)
+            _read(values, scale, place[i], out, i)
 
 
 @njit(parallel=True, cache=True)
@@ -405,13 +487,14 @@ def gather_combined(values, scale, place, combine, factors, out, threads):
                 if p + AHEAD < len(place):
                     _prefetch(values, place[p + AHEAD])
                 if len(factors):
-                    _load(values, scale, place[p], factors, p)
+                    _read(values, scale, place[p], factors, p)
                 if k == 0:
-                    _load(values, scale, place[p], out, i)
+                    _read(values, scale, place[p], out, i)
                 elif combine == SUM:
-                    _add(values, scale, place[p], np.float32(1), out, i, row)
+                    if place[p] >= 0:
+                        _add(values, scale, place[p], np.float32(1), out, i, row)
                 else:
-                    _load(values, scale, place[p], row, 0)
+                    _read(values, scale, place[p], row, 0)
                     for j in range(out.shape[1]):
                         out[i, j] *= row[0, j]
 
@@ -459,7 +542,8 @@ def gather_bags(
                         _prefetch(values, place[p + AHEAD])
                     at = start + (k if columns > 1 else 0)
                     sources[p] = at
-                    _add(values, scale, place[p], weight, out, at, row)
+                    if place[p] >= 0:
+                        _add(values, scale, place[p], weight, out, at, row)
             if len(divisors):
                 for c in range(columns):
                     for j in range(d):
@@ -493,7 +577,7 @@ def deal(place, repeat, sources, factors, shift, counts, entries, dealt, starts,
     """Deal reads [N] into buckets of 2^shift rows, keeping their order within a bucket.
 
     Args:
-        place: [N] arena rows.
+        place: [N] arena rows; those of -1, no row, go to the last bucket.
         repeat: reads of an id that share one gradient or one factor (rows that were summed).
         sources: [N] row of the gradients for each read; empty: read i has that of i // repeat.
         factors: [N / repeat] on the gradient of each read, or empty.
@@ -509,7 +593,7 @@ def deal(place, repeat, sources, factors, shift, counts, entries, dealt, starts,
         mine = counts[t]
         mine[:] = 0
         for i in range(n * t // threads, n * (t + 1) // threads):
-            mine[place[i] >> shift] += 1
+            mine[place[i] >> shift] += 1  # -1 is the last
     total = 0
     for b in range(buckets):
         starts[b] = total

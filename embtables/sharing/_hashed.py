@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from embtables.compressor import RowTable, Segments, Sharing, Table
 from embtables.hashing import MAX_ROWS, hash_rows, salt
@@ -34,10 +34,14 @@ def stays_exact(table: Table, rows: int, config: HashConfig) -> bool:
     return table.rows <= config.exact_rows
 
 
-class HashedSharing(Sharing):
-    """A sharing whose K rows of an id are salted hashes.
+class HashedRows(nn.Module):
+    """Salted rows of the tables of a group.
 
     Salts depend on the logical table, so that features of one table agree.
+
+    Args:
+        tables: [S] logical table of each segment.
+        places: [S][K] physical tables of each.
 
     Raises:
         ValueError: a table with more rows than a hash can address.
@@ -46,10 +50,8 @@ class HashedSharing(Sharing):
     salts: Tensor
     rows: Tensor
 
-    def __init__(
-        self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]
-    ) -> None:
-        super().__init__(config, tables, places)
+    def __init__(self, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]) -> None:
+        super().__init__()
         for place in (place for column in places for place in column):
             if place.rows > MAX_ROWS:
                 raise ValueError(
@@ -62,7 +64,7 @@ class HashedSharing(Sharing):
         self.register_buffer("salts", torch.tensor(salts), persistent=False)
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
 
-    def encode(self, ids: Tensor, segments: Segments) -> Tensor:
+    def forward(self, ids: Tensor, segments: Segments) -> Tensor:
         """Return hashed rows [K, n] of ids [n]."""
         if ids.device.type == "cpu":
             from embtables import parallel
@@ -73,3 +75,17 @@ class HashedSharing(Sharing):
             segments.shape(ids), segments.spread(self.salts), segments.spread(self.rows)
         )
         return found.reshape(found.shape[0], -1)
+
+
+class HashedSharing(Sharing):
+    """A sharing whose K rows of an id are salted hashes."""
+
+    def __init__(
+        self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]
+    ) -> None:
+        super().__init__(config, tables, places)
+        self.hashed = HashedRows(tables, places)
+
+    def encode(self, ids: Tensor, segments: Segments) -> Tensor:
+        """Return hashed rows [K, n] of ids [n]."""
+        return self.hashed(ids, segments)

@@ -55,6 +55,20 @@ SHARINGS = {
         {"collisions": "qr(collisions=1)", "combine": "qr(combine=max)"},
         takes_open=False,
     ),
+    "graphhash": Method(
+        {"graphhash": {}, "graphhash(against=tag, weighted=false, positives=true)": {}},
+        {
+            "against": "graphhash(against='')",
+            "weighted": "graphhash(weighted=maybe)",
+            "positives": "graphhash(positives=maybe)",
+        },
+        takes_open=False,
+    ),
+    "double_graphhash": Method(
+        {"double_graphhash": {}},
+        {"against": "double_graphhash(against='')"},
+        takes_open=False,
+    ),
     "multiplex": Method(
         {"multiplex": {}, "multiplex(lookups=2)": {}, "multiplex(lookups=3, subtables=2)": {}},
         {

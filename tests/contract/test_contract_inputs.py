@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CONFIGS, REFUSED, Case
 from pydantic import ValidationError
-from world import BAGS, FEATURES, ROWS, VOCABULARIES, build, interactions, middle, outputs, step
+from world import BAGS, FEATURES, INTERACTIONS, ROWS, VOCABULARIES, build, middle, outputs, step
 
 from embtables import EmbeddingTables, TableConfig, Vocabulary, parse_table
 
@@ -82,7 +82,7 @@ def test_per_field_override(case: Case) -> None:
             FEATURES,
             VOCABULARIES,
             table=CONFIGS[case],
-            interactions=interactions,
+            interactions=INTERACTIONS,
             fields={"shop": "full"},
             budget=middle(case) + 4000,
         )

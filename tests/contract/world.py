@@ -37,16 +37,22 @@ def _counts(name: str, rows: int) -> np.ndarray:
     return counts if name in ("item", "linear") else np.sort(counts)[::-1].copy()
 
 
-def interactions(left: str, right: str) -> Pairs:
-    """Return 2000 pairs of ids of two tables, near each other, with labels."""
-    rng = np.random.default_rng(5)
-    near = rng.random(2000)
-    pair = [
-        ((near + 0.1 * rng.random(2000)) % 1 * ROWS[name]).astype(int) for name in (left, right)
-    ]
-    return Pairs(*pair, rng.integers(0, 2, 2000))
+class _Near:
+    """2000 training rows in which ids near each other occur together."""
+
+    def partner(self, table: str) -> str:
+        return "shop" if table == "item" else "item"
+
+    def pairs(self, left: str, right: str) -> Pairs:
+        rng = np.random.default_rng(5)
+        near = rng.random(2000)
+        ids = [
+            ((near + 0.1 * rng.random(2000)) % 1 * ROWS[name]).astype(int) for name in (left, right)
+        ]
+        return Pairs(ids[0], ids[1], rng.integers(0, 2, 2000))
 
 
+INTERACTIONS = _Near()
 VOCABULARIES = {name: Vocabulary(n, counts=_counts(name, n)) for name, n in ROWS.items()}
 BAGS = {
     "item": [[7], [7], [299], [0]],
@@ -96,7 +102,7 @@ def build(case: Case, seed: int = 0, **options: Any) -> EmbeddingTables:
     options = {
         "optimizer": SGD(lr=0.1),
         "budget": middle(case),
-        "interactions": interactions,
+        "interactions": INTERACTIONS,
     } | options
     vocabularies = options.pop("vocabularies", VOCABULARIES)
     return EmbeddingTables(FEATURES, vocabularies, table=CONFIGS[case], seed=seed, **options)
