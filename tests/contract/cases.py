@@ -69,6 +69,21 @@ SHARINGS = {
         {"against": "double_graphhash(against='')"},
         takes_open=False,
     ),
+    "frequency": Method(
+        {"frequency": {}, "frequency(private=0.2)": {}},
+        {"private": "frequency(private=1)"},
+        takes_open=False,
+    ),
+    "double_frequency": Method(
+        {"double_frequency": {}, "double_frequency(private=0.8)": {}},
+        {"private": "double_frequency(private=0)"},
+        takes_open=False,
+    ),
+    "frequency_cut": Method(
+        {"frequency_cut": {}, "frequency_cut(rest=zero)": {}},
+        {"rest": "frequency_cut(rest=drop)"},
+        takes_open=False,
+    ),
     "multiplex": Method(
         {"multiplex": {}, "multiplex(lookups=2)": {}, "multiplex(lookups=3, subtables=2)": {}},
         {
@@ -88,6 +103,7 @@ WIDTHS = {
         },
         {"alpha": "mde(alpha=1.5)", "power_of_two": "mde(power_of_two=often)"},
     ),
+    "lowrank": Method({"lowrank": {}}, {"rank": "lowrank(rank=3)"}),
 }
 PRECISIONS = {
     "fp32": Method({"fp32": {}}, {"train": "fp32(train=true)"}),

@@ -158,6 +158,20 @@ def test_mde(kjt: Kjt, power_of_two: str) -> None:
     _check(tables, kjt, expected)
 
 
+def test_lowrank(kjt: Kjt) -> None:
+    """e(x) = E[x] P with rank 4 of 8 for both tables, each with its own matrix."""
+    tables = _tables("lowrank", 8, ratio=0.55)
+    (projection,) = _projections(tables)
+    assert projection.shape == (2, 4, 8)
+    order = list(tables.plan)
+
+    def expected(name: str, id_: int) -> np.ndarray:
+        (table,) = _places(tables, name)
+        return table[id_] @ projection[order.index(name)]
+
+    _check(tables, kjt, expected)
+
+
 def test_mde_projects_each_table_with_its_own_matrix(kjt: Kjt) -> None:
     rows = {"user": 215, "item": 230, "kind": 20}
     features = [Feature(name, 8) for name in rows]
@@ -177,7 +191,7 @@ def test_mde_projects_each_table_with_its_own_matrix(kjt: Kjt) -> None:
 
 @pytest.mark.parametrize(
     "method", ["hash", "double_hash", "double_hash(combine=concat)", "qr", "qr(combine=sum)",
-               "qr(combine=concat)", "multiplex(lookups=2)", "mde"]
+               "qr(combine=concat)", "multiplex(lookups=2)", "mde", "lowrank"]
 )  # fmt: skip
 def test_initial_variance_is_that_of_a_full_table(kjt: Kjt, method: str) -> None:
     """Every sum, product and projection starts with the spread of plain rows, around zero."""
