@@ -22,6 +22,9 @@ from scipy.sparse import csr_matrix
 NEAR = 0.98
 """Share of the clusters wanted that is near enough to stop looking."""
 
+MERGED = 1.15
+"""Clusters found, as a multiple of those wanted, of which the smallest are dissolved."""
+
 _TRIES = 12
 _CLUSTERS = 30  # clusters that a resolution of 1 gives on graphs of ratings and check-ins
 
@@ -72,6 +75,11 @@ class Clusters:
             labels[seen] = self._search(side, wanted)
         return labels
 
+    @property
+    def runs(self) -> int:
+        """How many times Louvain has run."""
+        return len(self._found)
+
     def at(self, log_resolution: float) -> list[np.ndarray]:
         """Return the clusters of the ids of both sides that have an edge, by falling size."""
         from sknetwork.clustering import Louvain
@@ -86,21 +94,31 @@ class Clusters:
         return self._found[log_resolution]
 
     def _search(self, side: int, wanted: int) -> np.ndarray:
-        """Return the clusters of the resolution that gives the most of them within what is wanted."""
-        at = math.log(max(wanted / _CLUSTERS, 1e-3))
+        """Return the clusters of a resolution that gives nearly as many, or some to be merged."""
+        if not self._found:
+            self.at(math.log(max(wanted / _CLUSTERS, 1e-3)))
         for _ in range(_TRIES):
-            if not self._found:
-                self.at(at)
             counts = {key: int(found[side].max()) + 1 for key, found in self._found.items()}
-            fitting = {key: count for key, count in counts.items() if count <= wanted}
-            if fitting and max(fitting.values()) >= NEAR * wanted:
+            near = [k for k, c in counts.items() if NEAR * wanted <= c <= MERGED * wanted]
+            if near:
                 break
-            self.at(_next(sorted(counts.items()), math.log(wanted * (1 + NEAR) / 2)))
-        counts = {key: int(found[side].max()) + 1 for key, found in self._found.items()}
-        fitting = [key for key, count in counts.items() if count <= wanted]
-        if not fitting:  # the graph falls into more parts than wanted
-            return self._found[min(counts, key=lambda key: counts[key])][side] % wanted
-        return self._found[max(fitting, key=lambda key: counts[key])][side]
+            self.at(_next(sorted(counts.items()), math.log(wanted * (1 + MERGED) / 2)))
+        else:
+            counts = {key: int(found[side].max()) + 1 for key, found in self._found.items()}
+            near = list(counts)
+        best = min(near, key=lambda key: abs(math.log(counts[key] / wanted)))
+        return self._merged(self._found[best][side], side, wanted)
+
+    def _merged(self, labels: np.ndarray, side: int, wanted: int) -> np.ndarray:
+        """Dissolve the smallest clusters until as many are left as wanted.
+
+        Their ids go where those are that share their neighbours, or anywhere if there are none.
+        """
+        if labels.max() < wanted:
+            return labels
+        pairs = self._core if side == 0 else self._core.T.tocsr()
+        left = assign(np.where(labels < wanted, labels, -1), pairs, pairs)
+        return _by_size(np.where(left < 0, labels % wanted, left))
 
 
 def _next(tried: list[tuple[float, int]], aim: float) -> float:
