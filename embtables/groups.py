@@ -98,6 +98,7 @@ class Group(nn.Module):
         self.read = Read(
             tuple(tuple(t.name for t in column) for column in zip(*places, strict=True)),
             self.sharing.combine,
+            self.sharing.skips,
         )
         self.width: Width = widths.get(config.width.kind)(config.width, tables)
         self.adds_first = self.width.linear

@@ -122,7 +122,7 @@ class _FrozenStore(nn.Module):
         assert arena.precision is not None
         if rows.device.type == "cpu" and arena.precision.config.kind in FORMS:
             return gather(rows, segments, bags).result()
-        vectors = arena.gather(gather.reader(rows, segments))
+        vectors = arena.gather(gather.reader(rows, segments), gather.reader.skips)
         return combined(vectors, gather.combine, segments, bags)
 
 

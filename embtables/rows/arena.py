@@ -60,8 +60,11 @@ class Arena(nn.Module):
         start = self.base[name]
         return {key: part[start : start + self.rows[name]] for key, part in self.parts.items()}
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Return float rows [..., d] of arena rows [...]."""
+    def gather(self, rows: Tensor, skips: bool = False) -> Tensor:
+        """Return float rows [..., d] of arena rows [...]; with `skips` zeros of rows that are -1."""
+        if skips:
+            found = self.gather(rows.clamp(min=0))
+            return torch.where((rows < 0).unsqueeze(-1), found.new_zeros(()), found)
         flat = rows.reshape(-1)
         found = {name: part.index_select(0, flat) for name, part in self.parts.items()}
         values = self.precision.decode(found) if self.precision else found["values"]
@@ -78,13 +81,16 @@ class ArenaReader(nn.Module):
         base = torch.tensor([[arena.base[name] for name in names] for names in read.tables])
         self.register_buffer("base", base, persistent=False)
         self.combine: Combine = read.combine
+        self.skips = read.skips
 
     def forward(self, rows: Tensor, segments: Segments) -> Tensor:
-        """Return arena rows [K, n] of table rows [K, n]."""
+        """Return arena rows [K, n] of table rows [K, n]; -1 stays -1."""
         if segments.single:
             shaped = rows.view(len(rows), len(segments.lengths), -1)
-            return (shaped + self.base.unsqueeze(-1)).view(len(rows), -1)
-        return rows + segments.spread(self.base)
+            found = (shaped + self.base.unsqueeze(-1)).view(len(rows), -1)
+        else:
+            found = rows + segments.spread(self.base)
+        return torch.where(rows < 0, rows, found) if self.skips else found
 
 
 def combined(

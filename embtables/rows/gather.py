@@ -59,7 +59,7 @@ class Gathered:
     """What one look-up read, and what its backward needs.
 
     Attributes:
-        place: [N] arena rows, those of an id side by side.
+        place: [N] arena rows, those of an id side by side; -1 where none is read.
         vectors: [S, B, C] of bags of one or pooled features as [B, S, C], else [n, C] or [O, C].
         products: [N, d] factors of the products of an id, or empty.
         sources: [N] row of the gradients [.., d] for each read, or empty (`kernels.deal`).
@@ -91,6 +91,7 @@ class Gather:
 
     def __init__(self, reader: ArenaReader, arena: Arena) -> None:
         self.reader, self.arena = reader, arena
+        self._skips = reader.skips or None  # None compiles kernels that do not look
         self._memory = Buffers()
 
     @property
@@ -105,7 +106,9 @@ class Gather:
         probes, n = rows.shape
         side_by_side = segments.single and bags is None
         place = self._memory.take("place", probes * n, dtype=torch.int64)
-        parallel.call(kernels.places, rows, self.reader.base, segments.bounds, side_by_side, place)
+        parallel.call(
+            kernels.places, rows, self.reader.base, segments.bounds, side_by_side, self._skips, place,
+        )  # fmt: skip
         product = self.combine == "mult" and probes > 1
         if bags is not None and not product:
             return self._bags(place, probes, bags)
@@ -113,14 +116,14 @@ class Gather:
         products = NOTHING
         if self.combine == "concat" or probes == 1:
             out = self._memory.take("vectors", probes * n, dim)
-            parallel.call(kernels.gather, *stored, place, out)
+            parallel.call(kernels.gather, *stored, place, self._skips, out)
             out = out.view(n, probes * dim)
         else:
             if training and product:
                 products = self._memory.take("products", probes * n, dim)
             out = self._memory.take("vectors", n, dim)
             how = kernels.MULT if product else kernels.SUM
-            parallel.call(kernels.gather_combined, *stored, place, how, products, out)
+            parallel.call(kernels.gather_combined, *stored, place, self._skips, how, products, out)
         if side_by_side:
             out = out.view(-1, len(segments.lengths), out.shape[1])
         return Gathered(place, out, products, bags=bags)
@@ -136,8 +139,8 @@ class Gather:
         out = self._memory.take("vectors", count * columns, dim)
         together = len(bags.segments.lengths) if bags.segments.single else 0
         parallel.call(
-            kernels.gather_bags, *stored_rows(self.arena), place, columns, bags.offsets, divisors,
-            weights, together, sources, factors, out,
+            kernels.gather_bags, *stored_rows(self.arena), place, self._skips, columns,
+            bags.offsets, divisors, weights, together, sources, factors, out,
         )  # fmt: skip
         shape = (-1, together, columns * dim) if together else (count, columns * dim)
         return Gathered(place, out.view(shape), sources=sources, factors=factors)

@@ -269,6 +269,17 @@ def _float_to_half(value, noise):
 # -- addresses -------------------------------------------------------------------------------------
 
 
+def _absent(skips, row):
+    """Return whether there is no row: it is -1. Where `skips` is None all are there."""
+
+
+@overload(_absent, inline="always")
+def _absent_any(skips, row):
+    if isinstance(skips, types.NoneType):
+        return lambda skips, row: False
+    return lambda skips, row: row < 0
+
+
 @njit(inline="always")
 def _within(bounds, s, threads, t):
     """Return the positions [first, last) of a segment that are in a thread's share of all."""
@@ -408,7 +419,7 @@ def put_kept(rows, ids, words, ranks, layout, bounds, threads):
 
 
 @njit(parallel=True, cache=True)
-def places(rows, base, bounds, by_row, out, threads):
+def places(rows, base, bounds, by_row, skips, out, threads):
     """Write the arena rows [N] of table rows [K, n], those of an id side by side.
 
     Args:
@@ -417,6 +428,7 @@ def places(rows, base, bounds, by_row, out, threads):
         bounds: [S + 1] first position of each segment.
         by_row: every segment holds one id for each row of the batch, and the ids of a row come
             together: id (s, b) goes to b * S + s.
+        skips: as in `_absent`.
         out: [n * K].
         threads: T.
     """
@@ -428,7 +440,7 @@ def places(rows, base, bounds, by_row, out, threads):
                 for s in range(segments):
                     for k in range(probes):
                         row = rows[k, s * batch + b]
-                        found = row + base[k, s] if row >= 0 else row
+                        found = row if _absent(skips, row) else row + base[k, s]
                         out[(b * segments + s) * probes + k] = found
         else:
             for s in range(segments):
@@ -436,42 +448,49 @@ def places(rows, base, bounds, by_row, out, threads):
                 for k in range(probes):
                     for j in range(first, last):
                         row = rows[k, j]
-                        out[j * probes + k] = row + base[k, s] if row >= 0 else row
+                        out[j * probes + k] = row if _absent(skips, row) else row + base[k, s]
 
 
 # -- forward ---------------------------------------------------------------------------------------
-# A place of -1 is no row: zeros are read.
+# Zeros are read where there is no row.
 
 
 @njit(inline="always")
-def _read(values, scale, row, out, at):
-    """Read a row as float32 into out[at], zeros for no row."""
-    if row >= 0:
-        _load(values, scale, row, out, at)
-    else:
+def _read(values, scale, skips, row, out, at):
+    """Read a row as float32 into out[at]."""
+    if _absent(skips, row):
         for j in range(out.shape[1]):
             out[at, j] = 0
+    else:
+        _load(values, scale, row, out, at)
+
+
+@njit(inline="always")
+def _prefetch_read(values, skips, row):
+    """Prefetch a row that will be read; an address without memory behind it would cost more."""
+    _prefetch(values, 0 if _absent(skips, row) else row)
 
 
 @njit(parallel=True, cache=True)
-def gather(values, scale, place, out, threads):
+def gather(values, scale, place, skips, out, threads):
     """Write the rows [N, d] at places [N]."""
     n = len(place)
     for t in prange(threads):
         for i in range(n * t // threads, n * (t + 1) // threads):
             if i + AHEAD < n:
-                _prefetch(values, place[i + AHEAD])
-            _read(values, scale, place[i], out, i)
+                _prefetch_read(values, skips, place[i + AHEAD])
+            _read(values, scale, skips, place[i], out, i)
 
 
 @njit(parallel=True, cache=True)
-def gather_combined(values, scale, place, combine, factors, out, threads):
+def gather_combined(values, scale, place, skips, combine, factors, out, threads):
     """Write the sum or product [n, d] of the K rows of each id.
 
     Args:
         values: stored rows [R, d].
         scale: [R, 1] of int8 rows, else empty.
         place: [n * K].
+        skips: as in `_absent`.
         combine: SUM or MULT.
         factors: [n * K, d] where the rows themselves are kept too, or empty.
         out: [n, d].
@@ -485,24 +504,24 @@ def gather_combined(values, scale, place, combine, factors, out, threads):
             for k in range(probes):
                 p = i * probes + k
                 if p + AHEAD < len(place):
-                    _prefetch(values, place[p + AHEAD])
+                    _prefetch_read(values, skips, place[p + AHEAD])
                 if len(factors):
-                    _read(values, scale, place[p], factors, p)
+                    _read(values, scale, skips, place[p], factors, p)
                 if k == 0:
-                    _read(values, scale, place[p], out, i)
+                    _read(values, scale, skips, place[p], out, i)
                 elif combine == SUM:
-                    if place[p] >= 0:
+                    if not _absent(skips, place[p]):
                         _add(values, scale, place[p], np.float32(1), out, i, row)
                 else:
-                    _read(values, scale, place[p], row, 0)
+                    _read(values, scale, skips, place[p], row, 0)
                     for j in range(out.shape[1]):
                         out[i, j] *= row[0, j]
 
 
 @njit(parallel=True, cache=True)
 def gather_bags(
-    values, scale, place, columns, offsets, divisors, weights, segments, sources, factors, out,
-    threads,
+    values, scale, place, skips, columns, offsets, divisors, weights, segments, sources, factors,
+    out, threads,
 ):  # fmt: skip
     """Write the sums of the rows of bags, and what each read adds to.
 
@@ -510,6 +529,7 @@ def gather_bags(
         values: stored rows [R, d].
         scale: [R, 1] of int8 rows, else empty.
         place: [n * K].
+        skips: as in `_absent`.
         columns: rows of `out` that a bag has: K if the rows of an id are side by side, 1 if they too
             are added up.
         offsets: [O + 1] first id of each bag.
@@ -539,10 +559,10 @@ def gather_bags(
                 for k in range(probes):
                     p = i * probes + k
                     if p + AHEAD < len(place):
-                        _prefetch(values, place[p + AHEAD])
+                        _prefetch_read(values, skips, place[p + AHEAD])
                     at = start + (k if columns > 1 else 0)
                     sources[p] = at
-                    if place[p] >= 0:
+                    if not _absent(skips, place[p]):
                         _add(values, scale, place[p], weight, out, at, row)
             if len(divisors):
                 for c in range(columns):
@@ -577,7 +597,7 @@ def deal(place, repeat, sources, factors, shift, counts, entries, dealt, starts,
     """Deal reads [N] into buckets of 2^shift rows, keeping their order within a bucket.
 
     Args:
-        place: [N] arena rows; those of -1, no row, go to the last bucket.
+        place: [N] arena rows; reads of -1, no row, go to the last bucket, which is theirs alone.
         repeat: reads of an id that share one gradient or one factor (rows that were summed).
         sources: [N] row of the gradients for each read; empty: read i has that of i // repeat.
         factors: [N / repeat] on the gradient of each read, or empty.

@@ -56,7 +56,7 @@ def batch_bytes(reads: int, dim: int, rows: int, threads: int) -> int:
     """
     bucket = 1 << bucket_shift(rows)
     sums = 4 * bucket + min(bucket, reads) * (8 + 4 * dim)
-    each = sums + (8 << kernels.BUCKET_BITS)
+    each = sums + 8 * ((1 << kernels.BUCKET_BITS) + 1)
     return (reads * (44 + 16 * dim) + threads * each) * 9 // 8
 
 
@@ -271,10 +271,11 @@ class NativeStore(ArenaStore):
         take = self._memory.take
         entries = take(f"{name}/entries", count, dtype=torch.int64)
         factors = take(f"{name}/factors", count if len(gradients.factors) else 0)
-        starts = take(f"{name}/starts", buckets + 1, dtype=torch.int64)
-        counts = take(f"{name}/counts", threads, buckets, dtype=torch.int64)
+        starts = take(f"{name}/starts", buckets + 2, dtype=torch.int64)
+        counts = take(f"{name}/counts", threads, buckets + 1, dtype=torch.int64)
         grads, *shares = gradients
         parallel.call(kernels.deal, place, *shares, shift, counts, entries, factors, starts)
+        starts = starts[:-1]  # a bucket behind the last held the reads of no row
         most = min(1 << shift, int(starts.diff().max()))
         rows = take("rows", threads, most, dtype=torch.int64)
         sums = take("sums", threads, most, arena.values.shape[1])

@@ -30,6 +30,7 @@ class ReferenceStore(ArenaStore):
     def __init__(self, spec: StoreSpec) -> None:
         super().__init__(spec)
         self.generator = torch.Generator(spec.device).manual_seed(spec.seed)
+        self._skipping = {self.where[read.tables[0][0]] for read in spec.reads if read.skips}
         self._reads: list[tuple[str, Tensor, Tensor]] = []
         self._grads: dict[str, tuple[Tensor | None, Tensor]] | None = None
 
@@ -67,12 +68,13 @@ class ReferenceStore(ArenaStore):
         for reader, name, row, cut, bag in zip(
             self.readers, self.read_arenas, rows, segments, bags, strict=True
         ):
+            reader = cast(ArenaReader, reader)
             place = reader(row, cut)
-            vectors = self.arena(name).gather(place)
+            vectors = self.arena(name).gather(place, reader.skips)
             if self.optimizer and self.training and torch.is_grad_enabled():
                 vectors = vectors.detach().requires_grad_()
                 self._reads.append((name, place, vectors))
-            found.append(combined(vectors, cast(ArenaReader, reader).combine, cut, bag))
+            found.append(combined(vectors, reader.combine, cut, bag))
         return found
 
     @torch.no_grad()
@@ -142,6 +144,8 @@ class ReferenceStore(ArenaStore):
                 for rows, leaf in reads
                 if leaf.grad is not None
             ]
+            if name in self._skipping:
+                reads = [(rows[rows >= 0], grad[rows >= 0]) for rows, grad in reads]
             if dense:
                 grads = arena.values * dense.l2
                 for rows, grad in reads:

@@ -39,10 +39,12 @@ class Read:
     Attributes:
         tables: names of the physical tables, [K][S], all of one width and precision.
         combine: how the K rows of an id become one vector.
+        skips: rows may be -1: nothing is read, zeros stand for it and take no gradient.
     """
 
     tables: tuple[tuple[str, ...], ...]
     combine: Combine
+    skips: bool = False
 
 
 class Init(Config):

@@ -120,11 +120,12 @@ class TorchRecStore(RowStore):
         cuts = [cut.lengths * len(row) for row, cut in zip(rows, segments, strict=True)]
         lengths = [length for cut in cuts for length in cut]
         names = [name for name, _ in _numbered(self.reads)]
-        ids = KeyedJaggedTensor(
-            keys=names,
-            values=torch.cat([row.flatten() for row in rows]),
-            lengths=_bags_of_one(lengths, self.device),
-        )
+        values = torch.cat([row.flatten() for row in rows])
+        bags_of = _bags_of_one(lengths, self.device)
+        if any(read.skips for read in self.reads):  # an empty bag is a vector of zeros
+            bags_of[bags_of == 1] = (values >= 0).long()
+            values = values[values >= 0]
+        ids = KeyedJaggedTensor(keys=names, values=values, lengths=bags_of)
         vectors_of = self._module()(ids).to_dict()
         found, start = [], 0
         for row, cut, segment, bag, read in zip(
