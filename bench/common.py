@@ -13,12 +13,12 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +27,9 @@ from trainer.loop import train
 from trainer.rundir import environment
 
 RESULTS = Path(__file__).parent / "results"
+METRICS = ("auc", "logloss", "gauc", "calibration", "recall", "recall_capped", "ndcg")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,25 +64,46 @@ def arguments(description: str | None, needs_data: bool = True) -> argparse.Argu
 
 def run_cells(question: str, cells: Sequence[Cell], options: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing, print the table, write ``results/<question>.json`` and return it."""
-    pairs = [(cell, seed) for cell in cells for seed in range(options.seeds)]
-    folders = [options.runs / question / f"{_slug(cell.name)}-seed{seed}" for cell, seed in pairs]
-    root = [f"data.root={options.root.resolve()}"] if hasattr(options, "root") else []
-
-    jobs = [
-        (cell.recipe, (*root, *cell.overrides, f"train.seed={seed}"), folder, options.finished)
-        for (cell, seed), folder in zip(pairs, folders, strict=True)
-    ]
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (threads,)) as pool:
-        outcomes = list(pool.map(_run, jobs))
-    by_cell = [
-        _cell(cell, [one for (other, _), one in zip(pairs, outcomes, strict=True) if other is cell])
-        for cell in cells
-    ]
+    outcomes = run_seeds(question, cells, range(options.seeds), options)
+    by_cell = [describe(cell, found) for cell, found in zip(cells, outcomes, strict=True)]
+    folders = [folder_of(question, cell, 0, options) for cell in cells]
     result = {"seeds": options.seeds, "environment": _environment(folders), "cells": by_cell}
     print_table(by_cell)
     return write_result(question, result)
+
+
+def run_seeds(
+    question: str, cells: Sequence[Cell], seeds: Sequence[int], options: argparse.Namespace
+) -> list[list[dict[str, Any]]]:
+    """Return for each cell the summary of each seed, or {"failure": why there is none}."""
+    root = [f"data.root={options.root.resolve()}"] if hasattr(options, "root") else []
+    jobs = [
+        (
+            cell.recipe,
+            (*root, *cell.overrides, f"train.seed={seed}"),
+            folder_of(question, cell, seed, options),
+            options.finished,
+        )
+        for cell in cells
+        for seed in seeds
+    ]
+    outcomes = in_processes(_run, jobs, options)
+    return [outcomes[at : at + len(seeds)] for at in range(0, len(outcomes), len(seeds))]
+
+
+def in_processes(
+    work: Callable[[Any], T], jobs: Sequence[Any], options: argparse.Namespace
+) -> list[T]:
+    """Return what `work` gives for each job, `options.jobs` of them at a time."""
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (threads,)) as pool:
+        return list(pool.map(work, jobs))
+
+
+def folder_of(question: str, cell: Cell, seed: int, options: argparse.Namespace) -> Path:
+    """Return the run directory of a seed of a cell."""
+    return options.runs / question / f"{_slug(cell.name)}-seed{seed}"
 
 
 def write_result(question: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +128,7 @@ def print_table(cells: Sequence[dict[str, Any]]) -> None:
         if "test" not in cell:
             print(f"{cell['name']:44} failed: {cell['failures'][0]}")
             continue
-        numbers = [_spread(cell["test"].get(metric)) for metric in ("auc", "logloss", "gauc")]
+        numbers = [spread_text(cell["test"].get(metric)) for metric in ("auc", "logloss", "gauc")]
         print(
             f"{cell['name']:44} {numbers[0]:>16} {numbers[1]:>16} {numbers[2]:>16} "
             f"{cell['bytes']['file']:12,} {cell['bytes']['file'] / cell['bytes']['uncompressed']:7.4f}"
@@ -120,11 +144,15 @@ def _run(job: tuple[str, tuple[str, ...], Path, bool]) -> dict[str, Any]:
         found = train(load_config(recipe, overrides).config, folder)
     except (ValueError, RuntimeError, OSError) as error:
         return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    print(f"  {folder.name}: test AUC {found['test']['auc']:.5f}", file=sys.stderr, flush=True)
+    metric = found["monitor"]
+    print(
+        f"  {folder.name}: test {metric} {found['test'][metric]:.5f}", file=sys.stderr, flush=True
+    )
     return found
 
 
-def _cell(cell: Cell, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def describe(cell: Cell, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the line of a cell: metrics over its seeds, bytes, speed, and what failed."""
     done = [outcome for outcome in outcomes if "failure" not in outcome]
     line: dict[str, Any] = {
         "name": cell.name,
@@ -139,8 +167,8 @@ def _cell(cell: Cell, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if done:
         for split in ("valid", "test"):
             line[split] = {
-                metric: _over_seeds([one[split][metric] for one in done])
-                for metric in ("auc", "logloss", "gauc", "calibration")
+                metric: over_seeds([one[split][metric] for one in done])
+                for metric in METRICS
                 if done[0][split].get(metric) is not None
             }
         line["bytes"] = done[0]["bytes"]
@@ -149,12 +177,14 @@ def _cell(cell: Cell, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return line
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard deviation and the values themselves."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": spread, "values": list(values)}
 
 
-def _spread(metric: dict[str, Any] | None) -> str:
+def spread_text(metric: dict[str, Any] | None) -> str:
+    """Return "mean ±deviation"."""
     if metric is None:
         return "-"
     spread = "" if metric["std"] is None else f" ±{metric['std']:.5f}"

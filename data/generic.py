@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from data.hashing import MISSING
 from data.rows import Rows
 from data.schema import SPLITS, Column
-from data.source import Chunk, Source, SourceConfig, SplitConfig
+from data.source import Chunk, Source, SourceConfig
+from data.splits import TRAIN, VALID, uniform
 
 
 class DeclaredColumn(Column):
@@ -43,7 +44,9 @@ class GenericConfig(SourceConfig):
     """Options of a source with declared columns."""
 
     columns: tuple[DeclaredColumn, ...] = Field(description="what the model may read")
-    label: str = Field(default="label", description="column of the label, 0 or 1")
+    label: str | None = Field(
+        default="label", description="column of the label, 0 or 1; null: every row is a click"
+    )
     group: str | None = Field(default=None, description="column that groups rows, for GAUC")
     day: str | None = Field(default=None, description="column of whole numbers: time")
     day_length: int = Field(default=1, ge=1, description="how much of `day` a day is, as 86400")
@@ -51,12 +54,20 @@ class GenericConfig(SourceConfig):
     train: tuple[str, ...] = Field(default=(), description="files of a fixed split, instead")
     valid: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    valid_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the rows of `train` that validates, drawn by split.seed",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fixed_by_files(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("train"):
-            return {"split": SplitConfig(kind="fixed"), **given}
+            split = given.get("split", {})
+            if isinstance(split, dict):
+                return {**given, "split": {"kind": "fixed", **split}}
         return given
 
     @model_validator(mode="after")
@@ -67,6 +78,11 @@ class GenericConfig(SourceConfig):
             raise ValueError(
                 f"split.kind={self.split.kind} does not fit: `train`, `valid` and `test` files are "
                 "split.kind=fixed; `files` are split by random, last_day or last_seventh"
+            )
+        if self.valid_share and (self.valid or not self.train):
+            raise ValueError(
+                f"valid_share={self.valid_share:g} takes rows out of `train` files, where no file "
+                "validates: leave out `valid`, or with `files` use split.kind=random and split.parts"
             )
         return self
 
@@ -89,10 +105,13 @@ class GenericSource(Source):
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the rows, one chunk a block of a file."""
+        row = 0
         for path, split in self._files():
             for chunk in self._read(path, self._wanted()):
+                stop = row + len(chunk.label)
                 if split is not None:
-                    chunk.split = np.full(len(chunk.label), split, np.uint8)
+                    chunk.split = self._fixed(split, row, stop)
+                row = stop
                 yield chunk
 
     @abstractmethod
@@ -113,6 +132,14 @@ class GenericSource(Source):
             for path in self._find(getattr(config, split))
         ]
 
+    def _fixed(self, split: int, start: int, stop: int) -> np.ndarray:
+        """Return the split of the rows start .. stop, which come from the files of one split."""
+        found = np.full(stop - start, split, np.uint8)
+        if split == TRAIN:
+            drawn = uniform(self.config.split.seed, start, stop)
+            found[drawn < self.config.valid_share] = VALID
+        return found
+
     def _wanted(self) -> list[str]:
         config = self.config
         extra = [name for name in (config.label, config.group, config.day) if name]
@@ -120,7 +147,10 @@ class GenericSource(Source):
 
     def _parse(self, rows: Rows) -> Chunk:
         config = self.config
-        chunk = Chunk(rows.labels(config.label))
+        labels = (
+            np.ones(len(rows), np.float32) if config.label is None else rows.labels(config.label)
+        )
+        chunk = Chunk(labels)
         for column in config.columns:
             if column.kind == "numeric":
                 chunk.numeric[column.name] = rows.numbers(column.name)

@@ -44,11 +44,16 @@ def _given(spill: Spill) -> Iterator[np.ndarray]:
 
 def _random(split: SplitConfig, rows: int) -> Iterator[np.ndarray]:
     edges = np.cumsum(split.parts)[:2] / sum(split.parts)
-    salt = splitmix64(np.array([split.seed % 2**64], np.uint64))
     for start, stop in windows(rows):
-        bits = splitmix64(np.arange(start, stop, dtype=np.uint64) ^ salt)
-        uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        yield np.searchsorted(edges, uniform, side="right").astype(np.uint8)
+        drawn = uniform(split.seed, start, stop)
+        yield np.searchsorted(edges, drawn, side="right").astype(np.uint8)
+
+
+def uniform(seed: int, start: int, stop: int) -> np.ndarray:
+    """Return numbers in [0, 1) for the rows start .. stop, a hash of seed and row number alone."""
+    salt = splitmix64(np.array([seed % 2**64], np.uint64))
+    bits = splitmix64(np.arange(start, stop, dtype=np.uint64) ^ salt)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _last_day(spill: Spill) -> Iterator[np.ndarray]:

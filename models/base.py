@@ -76,6 +76,31 @@ class CTRModel(nn.Module, ABC):
         """Return logits [B] from dense [B, N], pooled features and sequences."""
 
 
+class TwoTowers(CTRModel):
+    """A model of one user and one item whose logit is the inner product of two vectors.
+
+    All items can then be ranked for a user by matrix products: this is what retrieval needs
+    (``train.loss=bpr``, `trainer.retrieval`). Such a model reads these two fields alone.
+
+    Attributes:
+        user, item: names of the fields, which hold one id a row.
+    """
+
+    user: str
+    item: str
+
+    @abstractmethod
+    def towers(self, pooled: KeyedTensor) -> tuple[Tensor, Tensor]:
+        """Return user vectors [B, D] and item vectors [B, D]; a row of one reads none of the other."""
+
+    def forward(
+        self, dense: Tensor, pooled: KeyedTensor, sequences: dict[str, JaggedTensor]
+    ) -> Tensor:
+        """Return logits [B] from pooled vectors."""
+        users, items = self.towers(pooled)
+        return (users * items).sum(1)
+
+
 def pooling_of(field: InputField) -> Pooling:
     """Return how a model without attention pools a field: the mean of a bag or history."""
     return "sum" if field.kind == "categorical" else "mean"

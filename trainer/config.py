@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import (
     field_serializer,
     field_validator,
 )
-from torch import nn
+from torch.optim.optimizer import ParamsT
 
 from data.source import SourceConfig, sources
 from embtables.budget import parse_bytes
@@ -46,7 +46,7 @@ class Adam(Config):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0, description="L2, added to the gradient")
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         """Return the optimizer of the parameters."""
         return torch.optim.Adam(parameters, **self.model_dump(exclude={"kind"}))
 
@@ -59,7 +59,7 @@ class Adagrad(Config):
     eps: float = Field(default=1e-10, gt=0)
     weight_decay: float = Field(default=0.0, ge=0, description="L2, added to the gradient")
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         """Return the optimizer of the parameters."""
         return torch.optim.Adagrad(parameters, **self.model_dump(exclude={"kind"}))
 
@@ -72,7 +72,7 @@ class SGD(Config):
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, description="L2, added to the gradient")
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         """Return the optimizer of the parameters."""
         return torch.optim.SGD(parameters, **self.model_dump(exclude={"kind"}))
 
@@ -91,15 +91,29 @@ class ReduceLR(Config):
         return min(lr, max(lr * self.factor, self.min_lr))
 
 
+MONITORS = {"bce": ("auc", "logloss", "gauc"), "bpr": ("recall", "ndcg")}
+"""What is measured with each loss; the first chooses the epoch unless another is asked for."""
+
+
 class TrainConfig(Config):
     """How long, in which portions, and when to stop."""
 
+    loss: Literal["bce", "bpr"] = Field(
+        default="bce",
+        description="bce: of clicks; bpr: an item taken above one drawn, measured by retrieval",
+    )
     batch_size: int = Field(default=4096, ge=1)
     eval_batch_size: int = Field(default=16384, ge=1)
     epochs: int = Field(default=1, ge=1, description="at most that many")
     seed: int = Field(default=0, ge=0)
-    monitor: Literal["auc", "logloss", "gauc"] = Field(
-        default="auc", description="chooses the epoch"
+    monitor: Literal["auc", "logloss", "gauc", "recall", "ndcg"] = Field(
+        default_factory=lambda given: MONITORS[given.get("loss", "bce")][0],
+        description="chooses the epoch; recall and ndcg with loss=bpr, the others with bce",
+    )
+    negatives: int = Field(default=1, ge=1, description="bpr: items drawn for every row")
+    top_k: int = Field(default=20, ge=1, description="bpr: items recommended to a user")
+    ties: Literal["popularity", "arbitrary"] = Field(
+        default="popularity", description="bpr: what comes first of items with equal scores"
     )
     patience: int = Field(
         default=2, ge=1, description="stop after that many evaluations without gain"
@@ -123,6 +137,17 @@ class TrainConfig(Config):
         "packed model that is measured; auto: bf16 where the device has the instructions",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("monitor")
+    @classmethod
+    def _measured(cls, monitor: str, info: ValidationInfo) -> str:
+        loss = info.data.get("loss")
+        if loss is not None and monitor not in MONITORS[loss]:
+            raise ValueError(
+                f"{monitor} is not measured with train.loss={loss}; "
+                f"use {' or '.join(MONITORS[loss])}, or another train.loss"
+            )
+        return monitor
 
 
 class RunConfig(Config):

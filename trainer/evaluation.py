@@ -11,9 +11,33 @@ from data.batch import Batch
 from data.loader import Loader
 from data.store import Store
 from trainer import metrics
+from trainer.config import TrainConfig
 from trainer.datasets import closing
+from trainer.predict import Predictor
 from trainer.progress import Progress
+from trainer.retrieval import retrieval_of, vectors_of
 from trainer.signals import Interrupted
+
+
+def measure_trained(
+    store: Store,
+    split: str,
+    predict: Predictor,
+    options: TrainConfig,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Return the metrics of a split that go with the loss of a run.
+
+    Raises:
+        Interrupted: `stop` said so.
+        ValueError: a prediction is NaN, or a run by ``bpr`` has a model without towers.
+    """
+    size, limit = options.eval_batch_size, options.limit_batches
+    retrieval = retrieval_of(store, predict.model, options)
+    if retrieval is None:
+        return measure(store, split, predict, size, limit, stop)
+    rows = None if limit is None else limit * size
+    return retrieval.measure(split, vectors_of(predict, size), rows, stop)
 
 
 def measure(

@@ -36,9 +36,10 @@ from trainer.datasets import (
     open_store,
     vocabularies,
 )
-from trainer.evaluation import measure
-from trainer.predict import PackedModel, save
+from trainer.evaluation import measure_trained
+from trainer.predict import PackedModel, Predictor, save
 from trainer.progress import Progress
+from trainer.retrieval import bpr_loss, retrieval_of
 from trainer.rundir import RunDir
 from trainer.signals import Interrupted, StopSignal
 
@@ -46,6 +47,9 @@ log = logging.getLogger("embtables")
 
 MIN_GAIN = 1e-6
 """An evaluation is better than the best one if it gains more than this (FuxiCTR's rule)."""
+
+SHOWN = ("auc", "logloss", "gauc", "recall", "ndcg")
+"""Metrics in the line that an evaluation logs."""
 
 CHECK_EVERY = 20
 """Steps between two looks at the loss: a look waits for the device."""
@@ -170,7 +174,10 @@ class Trainer:
         self.model: CTRModel = kind(config.model, self.inputs, self.tables.dims).to(self.device)
         # What a method learns beside rows (a projection) is trained like the network.
         self.weights = [*self.model.parameters(), *self.tables.groups.parameters()]
-        self.optimizer = config.dense.build(self.weights)
+        self.predict = Predictor(self.model, self.tables, self.device, self.bfloat16)
+        self.retrieval = retrieval_of(store, self.model, self.options)
+        # As a group, for it may be empty: matrix factorization has no weights beside its rows.
+        self.optimizer = config.dense.build([{"params": self.weights}])
         self.state = State(lr_dense=config.dense.lr, lr_rows=config.rows.lr)
         self.loader = Loader(
             store,
@@ -244,17 +251,23 @@ class Trainer:
 
     def train_step(self, batch: Batch) -> Tensor:
         """Take one step on a batch and return its loss, a scalar."""
-        batch = batch.to(self.device)
         self.optimizer.zero_grad()
         self.tables.zero_grad()
-        logits = self._forward(batch)
-        loss = functional.binary_cross_entropy_with_logits(logits.float(), batch.label)
+        loss = self._loss(batch)
         (loss + self.tables.penalty()).backward()
         if self.options.clip_norm is not None:
             self._clip(self.options.clip_norm)
         self.optimizer.step()
         self.tables.step()
         return loss.detach()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        if self.retrieval is None:
+            batch = batch.to(self.device)
+            logits = self.predict.forward(batch).float()
+            return functional.binary_cross_entropy_with_logits(logits, batch.label)
+        both = self.retrieval.with_negatives(batch, self.options.negatives).to(self.device)
+        return bpr_loss(self.predict.forward(both).float(), batch.label.to(self.device))
 
     def _clip(self, limit: float) -> None:
         """Scale all gradients so that their common norm is at most `limit`."""
@@ -323,28 +336,13 @@ class Trainer:
                 self.save("best")
             self.save("last")
 
-    def measure(self, split: str, predict: Callable[[Batch], Tensor]) -> dict[str, float]:
+    def measure(self, split: str, predict: Predictor) -> dict[str, float]:
         """Return the metrics of a split.
 
         Raises:
             Interrupted: asked to stop.
         """
-        options = self.options
-        return measure(
-            self.store, split, predict, options.eval_batch_size, options.limit_batches, self.stop
-        )
-
-    @torch.no_grad()
-    def predict(self, batch: Batch) -> Tensor:
-        """Return logits [B] of the tables as they are being trained."""
-        self.model.eval()
-        self.tables.eval()
-        return self._forward(batch.to(self.device)).float()
-
-    def _forward(self, batch: Batch) -> Tensor:
-        pooled, sequences = self.tables.lookup(batch.features)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.model(batch.dense, pooled, sequences)
+        return measure_trained(self.store, split, predict, self.options, self.stop)
 
     def _reduce_lr(self) -> None:
         rule = self.options.reduce_lr
@@ -525,6 +523,6 @@ def _evaluation_line(row: dict[str, Any], state: State) -> str:
         f"step {row['step']}",
         f"train loss {row['train_loss']:.5f}",
     ]
-    parts += [f"{name} {row[name]:.5f}" for name in ("auc", "logloss", "gauc") if name in row]
+    parts += [f"{name} {row[name]:.5f}" for name in SHOWN if name in row]
     parts.append("best" if row["best"] else f"no gain ({state.failures})")
     return "  ".join(parts)

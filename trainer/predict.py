@@ -17,15 +17,66 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from embtables import EmbeddingTables, PackedTables
-from models.base import CTRModel, InputField, Inputs, ModelConfig, models
+from embtables.tables import Lookup
+from models.base import CTRModel, InputField, Inputs, ModelConfig, TwoTowers, models
 
 if TYPE_CHECKING:
     from data.batch import Batch
+    from embtables.torchrec_types import KeyedJaggedTensor
 
 FORMAT = 1
 
 
-class PackedModel:
+class Predictor:
+    """A model on its tables, trained or packed.
+
+    Args:
+        model: the network.
+        tables: its embedding tables.
+        device: where both are.
+        bfloat16: compute the network in bfloat16.
+    """
+
+    def __init__(
+        self,
+        model: CTRModel,
+        tables: Lookup,
+        device: torch.device | str = "cpu",
+        bfloat16: bool = False,
+    ) -> None:
+        self.model, self.tables = model, tables
+        self.device, self.bfloat16 = torch.device(device), bfloat16
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return logits [B]; the probability of a click is their sigmoid."""
+        self._rest()
+        return self.forward(batch.to(self.device)).float()
+
+    @torch.no_grad()
+    def towers(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
+        """Return the user and item vectors [B, D] of a model that has them."""
+        assert isinstance(self.model, TwoTowers)
+        self._rest()
+        pooled, _ = self.tables.lookup(features.to(self.device))
+        with self._precision():
+            return self.model.towers(pooled)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return logits [B] with gradients, of a batch on the device."""
+        pooled, sequences = self.tables.lookup(batch.features)
+        with self._precision():
+            return self.model(batch.dense, pooled, sequences)
+
+    def _rest(self) -> None:
+        self.model.eval()
+        self.tables.eval()
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+class PackedModel(Predictor):
     """A trained model on packed tables.
 
     Args:
@@ -34,15 +85,11 @@ class PackedModel:
         inputs: the columns that the model reads.
     """
 
-    def __init__(self, model: CTRModel, tables: PackedTables, inputs: Inputs) -> None:
-        self.model = model.eval()
-        self.tables = tables
-        self.inputs = inputs
+    tables: PackedTables
 
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return logits [B]; the probability of a click is their sigmoid."""
-        return self.model(batch.dense, *self.tables.lookup(batch.features))
+    def __init__(self, model: CTRModel, tables: PackedTables, inputs: Inputs) -> None:
+        super().__init__(model.eval(), tables)
+        self.inputs = inputs
 
     @classmethod
     def load(cls, file: str | Path) -> PackedModel:

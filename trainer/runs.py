@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainer.config import RunConfig
 from trainer.datasets import check_same_data, open_store
-from trainer.evaluation import measure
+from trainer.evaluation import measure_trained
 from trainer.overrides import read_preset
 from trainer.predict import PackedModel
 from trainer.rundir import packed_model
@@ -23,7 +23,6 @@ def evaluate_run(path: Path, split: str) -> dict[str, float]:
     model = PackedModel.load(packed_model(path))
     file = path / "config.yaml"
     config = validate(RunConfig, read_preset(file), str(file))
-    options = config.train
     store = open_store(config)
     check_same_data(json.loads((path / "summary.json").read_text())["data"], store)
-    return measure(store, split, model, options.eval_batch_size, options.limit_batches)
+    return measure_trained(store, split, model, config.train)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+CLICKS = {"auc": "AUC", "logloss": "logloss", "gauc": "GAUC", "calibration": "pred/true"}
+RETRIEVAL = {"recall": "recall@{k}", "recall_capped": "capped@{k}", "ndcg": "NDCG@{k}"}
+"""Metric -> title of its column."""
+
 
 def summary_text(summary: dict[str, Any]) -> str:
     """Return the summary of a run as a few lines for people; summary.json has it all."""
     size, seconds = summary["bytes"], summary["seconds"]
-    lines = [f"{'':8}{'AUC':>9}{'logloss':>10}{'GAUC':>9}{'pred/true':>11}{'rows':>12}"]
+    columns = RETRIEVAL if "recall" in summary["test"] else CLICKS
+    titles = [title.format(k=summary["test"].get("top_k")) for title in columns.values()]
+    lines = [f"{'':8}{''.join(f'{title:>11}' for title in titles)}{'rows':>12}"]
     for split in ("valid", "test"):
         row = summary[split]
-        cells = (_number(row.get(name)) for name in ("auc", "logloss", "gauc", "calibration"))
-        auc, loss, gauc, calibration = cells
-        lines.append(f"{split:8}{auc:>9}{loss:>10}{gauc:>9}{calibration:>11}{row['rows']:>12,}")
+        cells = "".join(f"{_number(row.get(name)):>11}" for name in columns)
+        lines.append(f"{split:8}{cells}{row['rows']:>12,}")
     share = size["inference"] / size["uncompressed"]
     rate = summary["rows_per_second"]
     lines += [

@@ -165,6 +165,45 @@ def test_parquet_in_pieces(tmp_path, monkeypatch):
     assert store.split("train").dense[:, 0].tolist() == list(range(1000))
 
 
+@pytest.mark.parametrize("chunk", [70, 2**18])
+def test_pairs_are_clicks_and_a_share_of_the_training_rows_validates(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("data.parquet.ROWS", chunk)
+    pairs = {"user": np.arange(1000) % 50, "item": np.arange(1000)}
+    pl.DataFrame(pairs)[:600].write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame(pairs)[600:900].write_parquet(tmp_path / "b.parquet")
+    pl.DataFrame(pairs)[900:].write_parquet(tmp_path / "test.parquet")
+    columns = declared([{"name": name, "kind": "categorical"} for name in pairs])
+
+    def held(share: float, seed: int) -> set[int]:
+        config = ParquetConfig.model_validate(
+            {
+                "root": tmp_path,
+                "store": tmp_path,
+                "columns": columns,
+                "label": None,
+                "train": ("a.parquet", "b.parquet"),
+                "test": ("test.parquet",),
+                "valid_share": share,
+                "split": {"seed": seed},
+            }
+        )
+        store = Store.open(prepare(Parquet(config)))
+        assert all(store.split(name).label.all() for name in ("train", "valid", "test"))
+        assert store.schema.rows["test"] == 100
+        assert store.schema.rows["train"] + store.schema.rows["valid"] == 900
+        trained = set(store.keys("item")[1:].tolist())
+        assert len(trained) == store.schema.rows["train"]
+        return set(range(900)) - trained
+
+    assert held(0, 0) == set()
+    drawn = held(0.2, 0)
+    assert abs(len(drawn) - 180) < 5 * (900 * 0.2 * 0.8) ** 0.5
+    assert min(drawn) < 100
+    assert max(drawn) > 800
+    assert drawn < held(0.4, 0)  # the rows do not change, more are added
+    assert drawn != held(0.2, 1)
+
+
 BAD_CELLS = {
     "inner quote": (
         '1,?,0,"u"x,1,1,a,1',
@@ -208,6 +247,17 @@ WRONG = {
     "no files": ({"files": []}, "give either `files`, or `train`"),
     "both": ({"train": ["a.csv"]}, "give either `files`, or `train`"),
     "fixed": ({"split": {"kind": "fixed"}}, "split.kind=fixed does not fit"),
+    "share": ({"valid_share": 0.1}, "valid_share=0.1 takes rows out of `train` files"),
+    "share and file": (
+        {
+            "files": [],
+            "train": ["a.csv"],
+            "valid": ["b.csv"],
+            "valid_share": 0.1,
+            "split": {"seed": 1},
+        },
+        "leave out `valid`",
+    ),
     "separator": (
         {"columns": [{"name": "x", "kind": "numeric", "separator": "|"}]},
         "column 'x': only a multi or sequence column has a separator",

@@ -21,6 +21,7 @@ PROMISED = {
     "criteo_tb/dlrm",
     "avazu/autoint",
     "amazon/din",
+    "gowalla/mf",
     "synthetic/autoint",
 }
 
@@ -84,7 +85,9 @@ def test_every_problem_is_reported_at_once_with_the_nearest_name() -> None:
     assert "model.drop: unknown key." in text
     assert 'trian: unknown key. Did you mean "train"?' in text
     assert 'dense.kind: unknown kind "adm". Did you mean "adam"?' in text
-    assert "train.monitor: expected 'auc', 'logloss' or 'gauc' (got 'acu')" in text
+    assert (
+        "train.monitor: expected 'auc', 'logloss', 'gauc', 'recall' or 'ndcg' (got 'acu')" in text
+    )
     assert "budget: '10XB' is not a size" in text
     assert "fields.item: unknown method 'hsh'" in text
     assert 'Did you mean "hash"?' in text

@@ -1,0 +1,146 @@
+"""Does a map of clusters beat hashing and plain narrow tables at equal bytes, in retrieval?
+
+    python -m bench.graphhash DIR [--seeds 3] [--jobs 2] [--methods graphhash hash] [--ratios 0.16]
+
+Matrix factorization with BPR on Gowalla, 64 numbers a row, at about 16, 5 and 1.5 % of the bytes (1.6
+instead of 1.5, where the narrow table has its one number a row). Each method has its learning rate
+chosen by the validation recall of seed 0, and its epoch by that of every seed; test is read once.
+Every trained table is ranked twice: items with equal scores by training count, and in an arbitrary
+order. The last line ranks by training count alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bench.common import (
+    Cell,
+    arguments,
+    describe,
+    folder_of,
+    in_processes,
+    over_seeds,
+    run_seeds,
+    spread_text,
+    write_result,
+)
+from trainer.config import load_config
+from trainer.datasets import open_store
+from trainer.predict import PackedModel
+from trainer.retrieval import Retrieval, vectors_of
+
+RECIPE = "gowalla/mf"
+METHODS = {
+    "narrow": "full",
+    "hash": "hash",
+    "double_hash": "double_hash",
+    "frequency": "frequency",
+    "double_frequency": "double_frequency",
+    "graphhash": "graphhash",
+    "double_graphhash": "double_graphhash",
+}
+RATIOS = (0.16, 0.05, 0.016)
+RATES = (1e-2, 5e-3, 1e-3)
+METRICS = ("recall", "recall_capped", "ndcg")
+
+
+def contenders(options: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Return line -> overrides, but for the learning rate."""
+    sized = {
+        f"{method} {ratio:.1%}": (f"table={METHODS[method]}", f"ratio={ratio}")
+        for ratio in options.ratios
+        for method in options.methods
+    }
+    return {"full": (), **sized}
+
+
+def candidates(name: str, overrides: tuple[str, ...]) -> list[Cell]:
+    return [Cell(f"{name} lr {r:g}", RECIPE, (*overrides, f"rows.lr={r}")) for r in RATES]
+
+
+def tune(options: argparse.Namespace) -> dict[str, Cell]:
+    """Return for each line the cell with the best validation recall; none where all of them failed."""
+    lines = {name: candidates(name, given) for name, given in contenders(options).items()}
+    cells = [cell for line in lines.values() for cell in line]
+    outcomes = zip(cells, run_seeds("graphhash", cells, [0], options), strict=True)
+    recall = {cell: found["valid"]["recall"] for cell, (found,) in outcomes if "valid" in found}
+    chosen = {}
+    for name, line in lines.items():
+        able = [cell for cell in line if cell in recall]
+        # A line whose runs all failed is reported with the reason of the first.
+        chosen[name] = max(able, key=recall.__getitem__) if able else line[0]
+    return chosen
+
+
+def without_tie_break(job: tuple[Path, Path]) -> dict[str, float]:
+    """Return the test metrics of a finished run with ties in an arbitrary order."""
+    root, folder = job
+    model = PackedModel.load(folder / "model.safetensors")
+    return _retrieval(root, "arbitrary").measure("test", vectors_of(model, 16384))
+
+
+def _retrieval(root: Path, ties: Any) -> Retrieval:
+    store = open_store(load_config(RECIPE, [f"data.root={root}"]).config)
+    return Retrieval(store, "user", "item", ties=ties)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    root, seeds = options.root.resolve(), range(options.seeds)
+    chosen = tune(options)
+    outcomes = run_seeds("graphhash", list(chosen.values()), seeds, options)
+    lines = []
+    for (name, cell), found in zip(chosen.items(), outcomes, strict=True):
+        line = describe(cell, found) | {"name": name, "lr": float(cell.overrides[-1].split("=")[1])}
+        done = [seed for seed in seeds if "failure" not in found[seed]]
+        jobs = [(root, folder_of("graphhash", cell, seed, options)) for seed in done]
+        untied = in_processes(without_tie_break, jobs, options)
+        if untied:
+            line["test_without_tie_break"] = {
+                metric: over_seeds([one[metric] for one in untied]) for metric in METRICS
+            }
+        lines.append(line)
+    ranked = _retrieval(root, "popularity")
+    popularity = {split: ranked.measure(split, ranked.popularity) for split in ("valid", "test")}
+    return {"seeds": options.seeds, "cells": lines, "popularity": popularity} | _checks(lines)
+
+
+def _checks(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what was expected, as numbers: a ratio for each size, and the gain by the tie-break."""
+    recall = {line["name"]: line["test"]["recall"]["mean"] for line in lines if "test" in line}
+    over = {
+        name.split()[1]: recall[name] / recall[f"double_frequency {name.split()[1]}"]
+        for name in recall
+        if name.startswith("graphhash ") and f"double_frequency {name.split()[1]}" in recall
+    }
+    gains = {
+        line["name"]: recall[line["name"]] - line["test_without_tie_break"]["recall"]["mean"]
+        for line in lines
+        if "test" in line
+    }
+    return {"graphhash_over_double_frequency": over, "recall_gained_by_tie_break": gains}
+
+
+def show(result: dict[str, Any]) -> None:
+    titles = ("recall@20", "NDCG@20", "recall, no tie-break", "bytes")
+    print(f"{'table':26}{'lr':>7}" + "".join(f"{title:>22}" for title in titles))
+    for line in result["cells"]:
+        if "test" not in line:
+            print(f"{line['name']:26} failed: {line['failures'][0]}")
+            continue
+        untied = line["test_without_tie_break"]["recall"]
+        cells = [spread_text(m) for m in (line["test"]["recall"], line["test"]["ndcg"], untied)]
+        cells.append(f"{line['bytes']['file']:,}")
+        print(f"{line['name']:26}{line['lr']:7g}" + "".join(f"{cell:>22}" for cell in cells))
+    test = result["popularity"]["test"]
+    print(f"{'popularity':33}{test['recall']:22.5f}{test['ndcg']:22.5f}")
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
+    found = run(parser.parse_args())
+    show(found)
+    write_result("graphhash", found)
