@@ -120,6 +120,8 @@ def run_config(cell: Cell, options: argparse.Namespace, seed: int, precision: st
         "seed": seed,
         "patience": cell.epochs,
         "reduce_lr": None,
+        # FuxiCTR always clips so; with the L2 of BARS it decides how fast the first epochs learn.
+        "clip_norm": 10.0 if cell.l2 else None,
         "limit_batches": options.rows and math.ceil(options.rows / cell.batch_size),
         **PRECISION[precision],
     }
