@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-ROWS, DIM, BATCH = 2_000_000, 16, 4096
+ROWS, DIM, BATCH = 6_000_000, 16, 4096
 
 SCRIPT = f"""
 import sys
@@ -31,14 +31,15 @@ def steps(rows, batch):
         tables.step()
     return tables.bytes().training
 
-steps(9, 8)
-Path("/proc/self/clear_refs").write_text("5")  # forget the peak of compiling
+steps(300_000, {BATCH})
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak of compiling and loading
 before = status("VmRSS")
 held = steps({ROWS}, {BATCH})
 print(status("VmHWM") - before - held, batch_bytes({BATCH}, {DIM}, {ROWS}, 1), held)
 """
-SPARE = 16 * 2**20
-"""Bytes for the pieces in which rows are drawn, and for what the allocator keeps."""
+SPARE = 64 * 2**20
+"""Bytes for the pieces in which rows are drawn, for what the allocator keeps, and for pages of libraries
+read late: 6 to 30 MB in repeated runs."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -49,5 +50,5 @@ def test_peak_memory_of_training_is_bounded(table: str) -> None:
     beyond, bound, held = map(int, found.split())
     assert beyond <= bound + SPARE
     # A second float copy of the table would not have fitted.
-    assert 3 * (bound + SPARE) < ROWS * DIM * 4
+    assert 4 * (bound + SPARE) < ROWS * DIM * 4
     assert held >= ROWS * DIM
