@@ -7,10 +7,12 @@ share, each takes its square root, so that together they shrink a table by the s
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from embtables.compressor import (
     Precision,
@@ -51,11 +53,13 @@ class Placed:
         table: the table, with its stored width.
         config: its methods; sharing is `full` where the method asked for would not shrink it.
         places: physical tables that an id reads.
+        share: what a search will leave of the bytes of the rows, at most; 1 where there is none.
     """
 
     table: Table
     config: TableConfig
     places: tuple[RowTable, ...]
+    share: float = 1.0
 
     @property
     def granted(self) -> int:
@@ -72,12 +76,39 @@ class Placed:
         plain = precisions.get("fp32")
         return plain(plain.Config())
 
+    def row_bytes(self, place: RowTable) -> int:
+        """Return the bytes of a physical table when packed."""
+        # A search may hold more than the model's width while it tries widths.
+        whole = place.rows * self.precision.row_bytes(min(place.dim, self.table.dim))
+        search = widths.get(self.config.width.kind).search(self.config.width)
+        if search is None or self.share == 1.0:
+            return whole
+        return max(search.least(self, place), math.floor(self.share * whole))
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of what finds its rows."""
+        sharing = self.config.sharing
+        return sharings.get(sharing.kind).map_bytes(sharing, self.table, self.places)
+
     @property
     def extra_bytes(self) -> int:
         """Bytes beside its rows: maps, and projections in float32."""
-        sharing = self.config.sharing
-        maps = sharings.get(sharing.kind).map_bytes(sharing, self.table, self.places)
-        return maps + 4 * widths.get(self.config.width.kind).extra_numbers(self.table)
+        return self.map_bytes + 4 * sum(self.extra_numbers.values())
+
+    @property
+    def extra_numbers(self) -> dict[Any, int]:
+        """What -> float32 numbers of its projections; equal whats are one."""
+        width = self.config.width
+        found = widths.get(width.kind).extra_numbers(width, self.table)
+        return {(self.group, name): numbers for name, numbers in found.items()}
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Tables for which this is equal are handled together (`groups.build_groups`)."""
+        methods = self.config.sharing, self.config.width, self.precision.config
+        first = self.places[0].dim
+        return *methods, len(self.places), first, self.table.width, self.granted
 
 
 Plan = dict[str, Placed]
@@ -85,17 +116,51 @@ Plan = dict[str, Placed]
 
 def plan_bytes(plan: Plan) -> int:
     """Return the bytes of a plan when packed: every physical table once, and what is beside them."""
-    rows = {
-        p.name: p.rows * placed.precision.row_bytes(p.dim)
-        for placed in plan.values()
-        for p in placed.places
-    }
-    return sum(rows.values()) + sum(placed.extra_bytes for placed in plan.values())
+    rows = {p.name: placed.row_bytes(p) for placed in plan.values() for p in placed.places}
+    numbers = {name: n for placed in plan.values() for name, n in placed.extra_numbers.items()}
+    maps = sum(placed.map_bytes for placed in plan.values())
+    return sum(rows.values()) + maps + 4 * sum(numbers.values())
+
+
+def with_widths(plan: Plan, found: Mapping[str, int]) -> Plan:
+    """Return the plan with other stored widths, which a search has found.
+
+    Args:
+        plan: the plan of the search.
+        found: logical table -> stored width; tables left out stay as they are.
+    """
+
+    def widened(one: Placed, width: int) -> Placed:
+        # The K rows of an id are parts of a concatenation, or each as wide as the vector.
+        part = -(-width // len(one.places)) if one.places[0].dim < one.table.width else width
+        places = tuple(replace(place, dim=part) for place in one.places)
+        # Narrower rows have their bytes; rows that are pruned have them when that is done.
+        left = one.share if widths.get(one.config.width.kind).prunes else 1.0
+        return replace(one, table=one.table.narrowed(width), places=places, share=left)
+
+    return {name: widened(one, found[name]) if name in found else one for name, one in plan.items()}
 
 
 def uncompressed_bytes(tables: Iterable[Table]) -> int:
     """Return the float32 bytes of one full row for every id."""
     return sum(4 * table.rows * table.dim for table in tables)
+
+
+def byte_budget(
+    tables: Iterable[Table], budget: int | None = None, ratio: float | None = None
+) -> int | None:
+    """Return the bytes that a budget or a ratio of the uncompressed bytes allows; None: any.
+
+    Raises:
+        ValueError: both given, or a ratio that is not positive.
+    """
+    if budget is not None and ratio is not None:
+        raise ValueError("budget and ratio both give the size; choose one")
+    if ratio is None:
+        return budget
+    if ratio <= 0:
+        raise ValueError(f"ratio must be positive, got {ratio}")
+    return max(1, int(ratio * uncompressed_bytes(tables)))
 
 
 def plan(
@@ -116,16 +181,12 @@ def plan(
         ratio: the same as a share of the uncompressed float32 bytes. Neither: nothing shrinks.
 
     Raises:
-        ValueError: both given, a ratio that is not positive, an unknown table in `fields`, or a
-            budget below the smallest reachable size, which the message names.
+        ValueError: both given, a ratio that is not positive, an unknown table in `fields`, methods
+            that do not go together, or a budget below the smallest reachable size, which the message
+            names.
     """
     configs = _configs(tables, default, fields)
-    if budget is not None and ratio is not None:
-        raise ValueError("budget and ratio both give the size; choose one")
-    if ratio is not None:
-        if ratio <= 0:
-            raise ValueError(f"ratio must be positive, got {ratio}")
-        budget = max(1, int(ratio * uncompressed_bytes(tables)))
+    budget = byte_budget(tables, budget, ratio)
     if budget is None:
         return _at(tables, configs, 1.0)
     return _largest(tables, configs, budget)
@@ -192,15 +253,47 @@ def _place(tables: Sequence[Table], config: TableConfig, share: float, narrows: 
     stored = width.widths(config.width, tables, each if follows else 1.0)
     tables = [table.narrowed(value) for table, value in zip(tables, stored, strict=True)]
     places = sharing.allocate(config.sharing, tables, each)
+    _check_needs(config, width.needs(config.width), tables, places)
     full = sharings.get("full")
     closed = [table for table in tables if not table.open or table.name not in places]
     rows = full.allocate(full.Config(), closed, 1.0)
     as_full = config.model_copy(update={"sharing": full.Config()})
-    plain = {table.name: Placed(table, as_full, rows[table.name]) for table in closed}
-    asked = {t.name: Placed(t, config, places[t.name]) for t in tables if t.name in places}
+    left = 1.0 if width.search(config.width) is None else each
+    plain = {table.name: Placed(table, as_full, rows[table.name], left) for table in closed}
+    asked = {t.name: Placed(t, config, places[t.name], left) for t in tables if t.name in places}
     users = Counter(name for one in asked.values() for name in {row.name for row in one.places})
     for name, own in plain.items():
         if name in asked and all(users[row.name] == 1 for row in asked[name].places):
             # A row's own bytes (a scale) can cost more than shorter or fewer rows save.
             asked |= {name: min(asked[name], own, key=lambda one: plan_bytes({name: one}))}
     return plain | asked
+
+
+def _check_needs(
+    config: TableConfig,
+    needs: str,
+    tables: Sequence[Table],
+    places: Mapping[str, tuple[RowTable, ...]],
+) -> None:
+    """Raise ValueError unless a sharing offers the rows that a width needs."""
+    most = max(map(len, places.values()), default=1)
+    users = Counter(row.name for rows in places.values() for row in rows)
+    shared = max(users.values(), default=1) > 1
+    # Rows of one width for all tables have no room for what a search holds beside D numbers.
+    narrow = any(places[t.name][0].dim < t.width for t in tables if t.name in places)
+    if needs == "any rows":
+        return
+    if most == 1 and not narrow and (needs == "one row" or not shared):
+        return
+    takes = ["full", "hash", "frequency", "frequency_cut", "graphhash"]
+    wide = any(table.width > table.dim for table in tables)
+    takes += ["multiplex"] if needs == "one row" and not wide else []
+    does = "lets several tables read one row"
+    if most > 1:
+        does = f"makes one vector of {most} rows"
+    elif narrow:
+        does = "has rows of the model's width alone"
+    raise ValueError(
+        f"{config.width.kind} takes a sharing that reads {needs.replace('own rows', 'rows of its own')} "
+        f"an id, and {config.sharing.kind} {does}; use {', '.join(takes)}, or another width"
+    )

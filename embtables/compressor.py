@@ -22,10 +22,13 @@ A group holds S segments (a segment: the ids of one feature, in the order of the
     RowStore         rows [K, n]        -> vectors [.., W]   the K rows of an id combined as
                                                              `Sharing.combine` says, and pooled if
                                                              `Width.linear`; W: stored width
-    Width.decode     [.., W]            -> [.., D]           D: width granted to the model
+    Width.decode     [.., W], rows      -> [.., D]           D: width granted to the model
 
 where ".." is [S, B] if every bag of the batch holds one id or has been pooled, so that the rest is a
 matter of strides, and [n] otherwise.
+
+A width that learns its structure while training names its `Search` (`embtables.search`): the stages
+of training, what is learned in each, and what is pruned or narrowed at its end.
 
 All of it is tensor code over the whole group: constants of a segment are spread over its ids by
 `Segments`, never by a loop. Everything a method learns or fits must be a parameter or a persistent
@@ -38,7 +41,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -47,6 +50,9 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from embtables.registry import Config, Registry, nearest
+
+if TYPE_CHECKING:
+    from embtables.search import Search
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,10 @@ class Segments:
         if self.single:
             return constants.unsqueeze(-1)
         return constants[..., self.index(constants.device)]
+
+    def spread_vectors(self, constants: Tensor) -> Tensor:
+        """Spread [S, D] over the vectors of ids: [S, 1, D] or [n, D]."""
+        return self.spread(constants.T).movedim(0, -1)
 
     def index(self, device: torch.device) -> Tensor:
         """Return [n], the segment of each id."""
@@ -255,12 +265,17 @@ class Width(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Config]]
-    linear: ClassVar[bool] = True
-    """Whether `decode` is linear and the same for all ids of a segment: bags are then added up first."""
+    prunes: ClassVar[bool] = False
+    """Whether numbers of the rows may be zeros that stay zero, and are packed away."""
 
     def __init__(self, config: Any, tables: Sequence[Table]) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def linear(self) -> bool:
+        """Whether `decode` is linear and one for all ids of a segment: bags are then added up first."""
+        return True
 
     @classmethod
     def sized(cls, config: Any) -> bool:
@@ -278,16 +293,39 @@ class Width(nn.Module, ABC):
         return table.dim
 
     @classmethod
-    def extra_numbers(cls, table: Table) -> int:
-        """Return how many float32 numbers a table needs beside its rows (a projection)."""
-        return 0
+    def search(cls, config: Any) -> type[Search] | None:
+        """Return how the structure is learned while training, or None where it is not.
+
+        The size of the tables is then met by the search: a budget takes their rows for as large as the
+        share says.
+        """
+        return None
+
+    @classmethod
+    def needs(cls, config: Any) -> Literal["any rows", "one row", "own rows"]:
+        """Return what the sharing must offer: one row an id, or that of a table of one's own too."""
+        return "any rows"
+
+    @classmethod
+    def extra_numbers(cls, config: Any, table: Table) -> dict[str, int]:
+        """Return name -> float32 numbers that a table needs beside its rows (a projection).
+
+        What two tables give one name is one.
+        """
+        return {}
 
     def reset(self, generator: torch.Generator) -> None:
         """Draw initial values of what the method learns."""
 
     @abstractmethod
-    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
-        """Return [.., D] from stored vectors [.., W]; ".." as in the module's text."""
+    def decode(self, vectors: Tensor, rows: Tensor, segments: Segments) -> Tensor:
+        """Return [.., D] from stored vectors [.., W]; ".." as in the module's text.
+
+        Args:
+            vectors: combined vectors, of bags where they were added up first.
+            rows: [K, n] rows read for each id, as `Sharing.encode` returned them.
+            segments: how the vectors are cut into S segments.
+        """
 
 
 Parts = dict[str, Tensor]

@@ -75,6 +75,10 @@ class Group(nn.Module):
         features: [S], sorted by pooling as `build_groups` does: sum, mean, none.
         placed: [S] what the budget decided for the table of each.
         vocabularies: [S].
+
+    Attributes:
+        tables: [S] logical table of each feature.
+        by_id: bags are added up after `Width.decode`, because someone looks at the vector of each id.
     """
 
     limits: Tensor
@@ -91,7 +95,7 @@ class Group(nn.Module):
         self.features = tuple(features)
         self.pooled = tuple(feature for feature in features if feature.pooling != "none")
         self.dim = placed[0].granted
-        tables = [one.table for one in placed]
+        self.tables = tables = [one.table for one in placed]
         places = [one.places for one in placed]
         config = placed[0].config
         self.sharing: Sharing = sharings.get(config.sharing.kind)(config.sharing, tables, places)
@@ -101,7 +105,7 @@ class Group(nn.Module):
             self.sharing.skips,
         )
         self.width: Width = widths.get(config.width.kind)(config.width, tables)
-        self.adds_first = self.width.linear
+        self.by_id = False
         self.closed = [not vocabulary.open for vocabulary in vocabularies]
         limits = [0 if v.open else v.rows for v in vocabularies]  # 0: any id is inside
         unknown = [-1 if v.oov is None else v.oov for v in vocabularies]
@@ -153,7 +157,7 @@ class Group(nn.Module):
 
     def bags_of_store(self, ids: Ids) -> Bags | None:
         """Return the bags that the row store adds up: it does not learn weights."""
-        bags = ids.bags if self.adds_first else None
+        bags = ids.bags if self.width.linear and not self.by_id else None
         learned = bags is not None and bags.weights is not None and bags.weights.requires_grad
         return None if learned else bags
 
@@ -231,17 +235,7 @@ def build_groups(
     """Cut features into groups; the same features and plan always give the same groups."""
     members: dict[object, list[Feature]] = {}
     for feature in features:
-        one = plan[feature.table]
-        key = (
-            one.config.sharing,
-            one.config.width,
-            one.precision.config,
-            len(one.places),
-            one.places[0].dim,
-            one.table.width,
-            one.granted,
-        )
-        members.setdefault(key, []).append(feature)
+        members.setdefault(plan[feature.table].group, []).append(feature)
     groups = []
     for group in members.values():
         group.sort(key=lambda feature: POOLINGS.index(feature.pooling))

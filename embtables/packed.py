@@ -3,11 +3,15 @@
 The file holds each arena of rows in its packed bits, the parameters and maps of the methods, and as
 JSON metadata the features, vocabularies and plan from which the look-up is built again. Its bytes
 are those of its tensors (the header of a few kilobytes is not counted).
+
+Tables whose width prunes (`Width.prunes`) go to arenas that leave out zeros (`rows.pruned`); a file
+that has such is of format 2.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,16 +31,27 @@ from embtables.compressor import (
     Segments,
     Table,
     parse_table,
+    widths,
 )
 from embtables.features import Feature, Vocabulary
 from embtables.groups import Group, as_packed
 from embtables.rows.arena import Arena, ArenaReader, combined
-from embtables.rows.gather import FORMS, Gather
+from embtables.rows.gather import FORMS, Gather, PrunedGather
+from embtables.rows.pruned import PrunedArena, pack_rows, prunable
 from embtables.rows.store import Read, RowStore
 from embtables.tables import EmbeddingTables, Lookup
 
-FORMAT = 1
+FORMAT = 2
+"""Newest format that is read: 1 has plain arenas alone."""
+
 _KEY = "embtables"
+_PRUNED = "pruned-"
+"""What the names of arenas without zeros begin with."""
+
+_MANY_ZEROS = 0.2
+"""Share of zeros from which on one expects that leaving them out saves bytes."""
+
+log = logging.getLogger("embtables")
 
 
 class PackedTables(Lookup):
@@ -74,7 +89,7 @@ class PackedTables(Lookup):
         vocabularies = {n: Vocabulary(**v) for n, v in metadata["vocabularies"].items()}
         decided = {name: _placed(one) for name, one in metadata["plan"].items()}
         super().__init__(features, vocabularies, decided)
-        self.file_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        self.file_bytes = _bytes_of(tensors)
         below = {
             k.removeprefix("groups."): t for k, t in tensors.items() if k.startswith("groups.")
         }
@@ -102,11 +117,15 @@ class _FrozenStore(nn.Module):
             prefix = f"rows.{name}."
             parts = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             precision = physical[members[0]][1].precision
-            self.arenas[name] = Arena([physical[member][0] for member in members], precision, parts)
+            kind = PrunedArena if name.startswith(_PRUNED) else Arena
+            self.arenas[name] = kind([physical[member][0] for member in members], precision, parts)
             where |= dict.fromkeys(members, name)
-        held = [cast(Arena, self.arenas[where[read.tables[0][0]]]) for read in reads]
+        held = [cast(Arena | PrunedArena, self.arenas[where[read.tables[0][0]]]) for read in reads]
         self.readers = nn.ModuleList(map(ArenaReader, reads, held))
-        self._gathers = list(map(Gather, cast(list[ArenaReader], list(self.readers)), held))
+        self._gathers = [
+            Gather(reader, arena) if isinstance(arena, Arena) else PrunedGather(reader, arena)
+            for reader, arena in zip(cast(list[ArenaReader], list(self.readers)), held, strict=True)
+        ]
 
     def lookup(
         self,
@@ -117,32 +136,38 @@ class _FrozenStore(nn.Module):
         """Return the combined vectors of every group, as a row store does."""
         return list(map(self._read, self._gathers, rows, segments, bags))
 
-    def _read(self, gather: Gather, rows: Tensor, segments: Segments, bags: Bags | None) -> Tensor:
+    def _read(
+        self, gather: Gather | PrunedGather, rows: Tensor, segments: Segments, bags: Bags | None
+    ) -> Tensor:
         arena = gather.arena
         assert arena.precision is not None
         if rows.device.type == "cpu" and arena.precision.config.kind in FORMS:
             return gather(rows, segments, bags).result()
         vectors = arena.gather(gather.reader(rows, segments), gather.reader.skips)
-        return combined(vectors, gather.combine, segments, bags)
+        return combined(vectors, gather.reader.combine, segments, bags)
 
 
 def pack_tensors(tables: EmbeddingTables) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of the packed form and the metadata that says how to read them."""
-    physical = {
-        row.name: (row, one.precision) for one in tables.plan.values() for row in one.places
-    }
+    physical = {row.name: (row, one) for one in tables.plan.values() for row in one.places}
+    members: dict[str, list[str]] = {}
+    for name, (row, one) in physical.items():
+        members.setdefault(_arena_of(row, one), []).append(name)
     arenas: dict[str, list[str]] = {}
-    for name, (row, precision) in physical.items():
-        arenas.setdefault(f"{precision.config.kind}x{row.dim}", []).append(name)
     tensors: dict[str, Tensor] = {}
-    for arena, members in arenas.items():
-        packed = [_packed_rows(tables.store, name, physical[name][1]) for name in members]
-        for part in packed[0]:
-            tensors[f"rows.{arena}.{part}"] = torch.cat([one[part] for one in packed]).cpu()
+    for arena, names in members.items():
+        precision = physical[names[0]][1].precision
+        parts = _pack_plain(tables.store, names, precision)
+        if arena.startswith(_PRUNED):
+            pruned = _pack_pruned(tables.store, names, precision)
+            smaller = _bytes_of(pruned) < _bytes_of(parts)
+            arena, parts = (arena, pruned) if smaller else (f"whole-{arena}", parts)
+        arenas[arena] = names
+        tensors |= {f"rows.{arena}.{part}": tensor for part, tensor in parts.items()}
     for key, value in tables.groups.state_dict().items():
         tensors[f"groups.{key}"] = as_packed(value.detach()).cpu().contiguous()
     return tensors, {
-        "format": FORMAT,
+        "format": FORMAT if any(arena.startswith(_PRUNED) for arena in arenas) else 1,
         "features": [asdict(feature) for feature in tables.features],
         "vocabularies": {
             name: {"rows": v.rows, "open": v.open, "oov": v.oov}
@@ -165,7 +190,41 @@ def save(tables: EmbeddingTables, path: Path) -> int:
     """Write packed tables to a file; return the bytes of its tensors."""
     tensors, metadata = pack_tensors(tables)
     save_file(tensors, path, metadata={_KEY: json.dumps(metadata)})
+    return _bytes_of(tensors)
+
+
+def _bytes_of(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _arena_of(row: RowTable, one: Placed) -> str:
+    """Return the name of the arena of a physical table."""
+    name = f"{one.precision.config.kind}x{row.dim}"
+    prunes = widths.get(one.config.width.kind).prunes and prunable(one.precision, row.dim)
+    return f"{_PRUNED}{name}" if prunes else name
+
+
+def _pack_plain(store: RowStore, members: Sequence[str], precision: Precision) -> Parts:
+    """Return the rows of tables one after another."""
+    packed = [_packed_rows(store, name, precision) for name in members]
+    return {part: torch.cat([one[part] for one in packed]).cpu() for part in packed[0]}
+
+
+def _pack_pruned(store: RowStore, members: Sequence[str], precision: Precision) -> Parts:
+    """Return the rows of tables without their zeros; say where that saves nothing."""
+    parts, forms = pack_rows((_packed_rows(store, name, precision) for name in members), precision)
+    futile = [
+        name
+        for name, form in zip(members, forms, strict=True)
+        if form.dense and form.zeros >= _MANY_ZEROS
+    ]
+    if futile:
+        log.warning(
+            "pruning saved no bytes: packed forms without the zeros of %s would be larger than the "
+            "dense table, which is packed instead; prune more, or whole rows or columns",
+            ", ".join(futile),
+        )
+    return parts
 
 
 def _packed_rows(store: RowStore, name: str, precision: Precision) -> Parts:

@@ -7,7 +7,7 @@ Shape letters: B rows of a batch, F features, n ids of a group, D width granted 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embtables.budget import Plan, parse_bytes, plan, plan_bytes, uncompressed_bytes
-from embtables.compressor import Interactions, Table, TableConfig, parse_table
+from embtables.budget import (
+    Plan,
+    byte_budget,
+    parse_bytes,
+    plan,
+    uncompressed_bytes,
+    with_widths,
+)
+from embtables.compressor import Interactions, Table, TableConfig, parse_table, widths
 from embtables.features import Feature, Vocabulary, by_name
 from embtables.groups import Group, Ids, Keys, as_packed, build_groups
 from embtables.rows.arena import pooled
 from embtables.rows.optimizers import RowOptimizer
-from embtables.rows.store import Init, RowStore, StoreSpec, backends
+from embtables.rows.pruned import pruned_bytes
+from embtables.rows.store import Init, RowStore, StoreSpec, backends, float_rows
 from embtables.torchrec_types import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 Found = tuple[KeyedTensor, dict[str, JaggedTensor]]
@@ -104,8 +112,8 @@ class Lookup(nn.Module):
         read = self.store.lookup(rows, cuts, bags)
         picked = [ids.pooled() if bag else ids for ids, bag in zip(picked, bags, strict=True)]
         vectors = [
-            group.width.decode(group.sharing.cut(found), ids.segments)
-            for group, found, ids in zip(groups, read, picked, strict=True)
+            group.width.decode(group.sharing.cut(found), row, ids.segments)
+            for group, found, row, ids in zip(groups, read, rows, picked, strict=True)
         ]
         self._observe(groups, picked, vectors)
         return self._gather(groups, picked, vectors, kjt.stride())
@@ -174,6 +182,7 @@ class EmbeddingTables(Lookup):
         seed: seed of initial values and stochastic rounding; hashes do not depend on it.
         mini_batch_l2: lambda of the mini-batch-aware L2 of DIN (`penalty`).
         interactions: which ids occur together in training rows, for methods that learn from it.
+        found: table name -> stored width that a search has found (`embtables.search.Rebuild`).
         dtype: float type of the computation.
         device: where rows live.
 
@@ -197,19 +206,22 @@ class EmbeddingTables(Lookup):
         seed: int = 0,
         mini_batch_l2: float = 0.0,
         interactions: Interactions | None = None,
+        found: Mapping[str, int] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         device = torch.device(device)
         logical = logical_tables(features, vocabularies)
+        size = byte_budget(logical, None if budget is None else parse_bytes(budget), ratio)
         decided = plan(
             logical,
             parse_table(table),
             {name: parse_table(value) for name, value in (fields or {}).items()},
-            None if budget is None else parse_bytes(budget),
-            ratio,
+            size,
         )
+        decided = with_widths(decided, found or {})
         super().__init__(features, vocabularies, decided)
+        self.budget = size
         physical = {row.name: row for one in decided.values() for row in one.places}
         precisions = {row.name: one.precision for one in decided.values() for row in one.places}
         spec = StoreSpec(
@@ -222,6 +234,7 @@ class EmbeddingTables(Lookup):
             dtype=dtype,
             device=device,
         )
+        self._spec, self.device = spec, device
         self.store = backends.get(pick_backend(spec) if backend == "auto" else backend)(spec)
         generator = torch.Generator().manual_seed(seed)
         for group in self.groups:
@@ -234,7 +247,7 @@ class EmbeddingTables(Lookup):
         if mini_batch_l2:
             self._mini_batch_l2 = _MiniBatchL2(self, mini_batch_l2)
             for group in self.groups:
-                cast(Group, group).adds_first = False  # it penalises the vector of each id
+                cast(Group, group).by_id = True
         self._penalty = torch.zeros((), dtype=dtype, device=device)
 
     @property
@@ -282,16 +295,58 @@ class EmbeddingTables(Lookup):
         return self._penalty
 
     def bytes(self) -> Bytes:
-        """Return sizes at inference, in training, and uncompressed."""
+        """Return sizes at inference, in training, and uncompressed.
+
+        That at inference is of the tables as they now are: before a search has pruned them, all rows.
+        """
         tables = [one.table for one in self.plan.values()]
-        beside = sum(_beside(cast(Group, group)) for group in self.groups)
-        rows = plan_bytes(self.plan) - sum(one.extra_bytes for one in self.plan.values())
-        return Bytes(
-            rows + beside, self.store.training_bytes() + beside, uncompressed_bytes(tables)
+        rows = sum(self._row_bytes().values())
+        beside = _bytes_of(self.groups)
+        training = self.store.training_bytes() + beside
+        return Bytes(rows + beside, training, uncompressed_bytes(tables))
+
+    def bytes_beside(self, searched: Collection[Group]) -> int:
+        """Return the packed bytes of all but the rows and widths of some groups."""
+        names = {name for group in searched for column in group.read.tables for name in column}
+        beside = sum(
+            _bytes_of(group.sharing if group in searched else group)
+            for group in cast("list[Group]", list(self.groups))
         )
+        return sum(self._row_bytes(leave=names).values()) + beside
+
+    def first_rows(self, name: str) -> Tensor:
+        """Return the rows [R, d] that a physical table had before training."""
+        pieces = self._spec.first_rows(self.store.tables[name])
+        return torch.cat([rows for _, rows in pieces]).to(self.device)
+
+    def restart(self) -> None:
+        """Forget the optimizer's state of all rows, which stay as they are."""
+        state = self.store.training_state()
+        for key, tensor in state.items():
+            if key == "step" or key.startswith("optimizer."):
+                state[key] = torch.zeros_like(tensor)
+        self.store.load_training_state(state)
+
+    def _row_bytes(self, leave: Collection[str] = ()) -> dict[str, int]:
+        """Return the packed bytes of the rows of each physical table."""
+        placed = {row.name: (row, one) for one in self.plan.values() for row in one.places}
+        found: dict[str, int] = {}
+        arenas: dict[tuple[str, int], dict[str, int]] = {}
+        for name, (row, one) in placed.items():
+            if name not in leave:
+                found[name] = row.rows * one.precision.row_bytes(row.dim)
+                if widths.get(one.config.width.kind).prunes:
+                    rows = as_packed(float_rows(self.store, name, one.precision))
+                    arena = arenas.setdefault((one.precision.config.kind, row.dim), {})
+                    arena[name] = pruned_bytes(rows, one.precision)
+        for arena in arenas.values():
+            if sum(arena.values()) < sum(found[name] for name in arena):
+                found |= arena
+        return found
 
     def report(self) -> list[dict[str, Any]]:
         """Return one line a logical table: ids, physical rows, width, method, bytes of its rows."""
+        rows = self._row_bytes()
         return [
             {
                 "table": name,
@@ -299,9 +354,7 @@ class EmbeddingTables(Lookup):
                 "ids": one.table.rows,
                 "rows": sum({row.name: row.rows for row in one.places}.values()),
                 "width": one.table.width,
-                "bytes": sum(
-                    {r.name: r.rows * one.precision.row_bytes(r.dim) for r in one.places}.values()
-                )
+                "bytes": sum(rows[name] for name in {row.name for row in one.places})
                 + one.extra_bytes,
             }
             for name, one in self.plan.items()
@@ -416,8 +469,9 @@ def _falls(counts: np.ndarray | None) -> bool:
     return counts is not None and bool((counts[2:] <= counts[1:-1]).all())
 
 
-def _beside(group: Group) -> int:
-    return sum(as_packed(tensor).nbytes for tensor in group.state_dict().values())
+def _bytes_of(module: nn.Module) -> int:
+    """Return the packed bytes of maps and projections."""
+    return sum(as_packed(tensor).nbytes for tensor in module.state_dict().values())
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

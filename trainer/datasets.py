@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data.batch import Batch
-from data.loader import Loader
 from data.prepare import open_source, prepare
 from data.source import SourceConfig
 from data.store import Store
@@ -102,7 +101,7 @@ class StoreInteractions:
 
 
 @contextmanager
-def closing(loader: Loader) -> Iterator[Iterator[Batch]]:
+def closing(loader: Iterable[Batch]) -> Iterator[Iterator[Batch]]:
     """Yield the batches, and end the loader's work however the block is left."""
     batches = iter(loader)
     try:

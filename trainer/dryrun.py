@@ -16,7 +16,7 @@ def dry_run(config: RunConfig) -> str:
     """
     trainer = Trainer(config, open_store(config))
     batch = next(iter(trainer.loader))
-    loss = float(trainer.train_step(batch))
+    loss = float(trainer.train_step(batch, batch if trainer.stage.structure == "valid" else None))
     trainer.predict(batch)
 
     size = trainer.tables.bytes()

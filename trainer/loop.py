@@ -11,13 +11,13 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from data.batch import Batch
@@ -25,6 +25,7 @@ from data.loader import Loader
 from data.store import Store
 from embtables import EmbeddingTables
 from embtables.budget import follows_share
+from embtables.search import Search, Stage, search_of, stages_of
 from models.base import CTRModel, models
 from trainer import checkpoint
 from trainer.config import RunConfig
@@ -62,6 +63,8 @@ class State:
     Attributes:
         epoch, batch: position in the data: the next batch to train on.
         step: batches trained on so far.
+        stage, stage_step: which stage is on, and how many batches it was trained on.
+        stage_over: it is, and what it hands on is to be made.
         pending: an evaluation is due before training goes on.
         finished: training is over.
         failures: evaluations without gain since the last gain.
@@ -69,6 +72,8 @@ class State:
         lr_dense, lr_rows: learning rates now.
         loss_sum, loss_rows: of the training loss since the last evaluation.
         seconds, rows: spent and seen in training, evaluations left out.
+        found: stored widths that a search has found.
+        past: what the stages that are over cost (`Trainer._stage_cost`).
     """
 
     lr_dense: float
@@ -76,6 +81,9 @@ class State:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    stage: int = 0
+    stage_step: int = 0
+    stage_over: bool = False
     pending: bool = False
     finished: bool = False
     failures: int = 0
@@ -86,6 +94,8 @@ class State:
     loss_rows: int = 0
     seconds: float = 0.0
     rows: int = 0
+    found: dict[str, int] = field(default_factory=dict)
+    past: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dict[str, Any]:
@@ -150,13 +160,24 @@ class Trainer:
             log.warning("table %s without budget or ratio: nothing shrinks", config.table)
         self.device = pick_device(self.options.device)
         self.bfloat16 = use_bfloat16(self.options.precision, self.device)
-        torch.manual_seed(self.options.seed)
         self.inputs = model_inputs(store)
-        kind = models.get(config.model.kind)
-        features = kind.embeddings(config.model, self.inputs)
+        self.state = State(lr_dense=config.dense.lr, lr_rows=config.rows.lr)
+        self._build_tables()
+        self.model = self._first_model()
+        self.stages = stages_of(self.search)
+        self._begin_stage()
+        self.loader = self._shuffled("train")
+        self.steps_per_epoch = self._limited(len(self.loader))
+
+    # -- what is trained ---------------------------------------------------------------------------
+
+    def _build_tables(self) -> None:
+        """Make the tables, with the widths that a search has found so far."""
+        config = self.config
+        features = models.get(config.model.kind).embeddings(config.model, self.inputs)
         self.tables = EmbeddingTables(
             features,
-            vocabularies(store, features),
+            vocabularies(self.store, features),
             table=config.table,
             fields=config.fields,
             budget=config.budget,
@@ -167,28 +188,107 @@ class Trainer:
             init=config.init,
             device=self.device,
             mini_batch_l2=config.mini_batch_l2,
-            interactions=StoreInteractions(store, features),
+            interactions=StoreInteractions(self.store, features),
+            found=self.state.found,
         )
         if self.options.clip_norm is not None:
             self.tables.require("clip")
-        self.model: CTRModel = kind(config.model, self.inputs, self.tables.dims).to(self.device)
+        self.search = search_of(self.tables)
+
+    def _first_model(self) -> CTRModel:
+        """Return the network with its initial weights."""
+        kind = models.get(self.config.model.kind)
+        torch.manual_seed(self.options.seed)
+        return kind(self.config.model, self.inputs, self.tables.dims).to(self.device)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that is on."""
+        return self.stages[self.state.stage]
+
+    def _begin_stage(self) -> None:
+        """Make what the stage trains with: optimizers, and the structure it learns."""
+        structure: list[nn.Parameter] = []
+        if self.search is not None:
+            self.search.begin(self.stage)
+            structure = self.search.parameters
+        self.structure = structure
+        for parameter in structure:
+            parameter.requires_grad_(self.stage.structure == "train")
+        self.model.requires_grad_(self.stage.network)
+        network = list(self.model.parameters()) if self.stage.network else []
         # What a method learns beside rows (a projection) is trained like the network.
-        self.weights = [*self.model.parameters(), *self.tables.groups.parameters()]
+        learned = {id(parameter) for parameter in structure}
+        beside = [p for p in self.tables.groups.parameters() if id(p) not in learned]
+        self.weights = [*network, *beside]
         self.predict = Predictor(self.model, self.tables, self.device, self.bfloat16)
-        self.retrieval = retrieval_of(store, self.model, self.options)
+        self.retrieval = retrieval_of(self.store, self.model, self.options)
         # As a group, for it may be empty: matrix factorization has no weights beside its rows.
-        self.optimizer = config.dense.build([{"params": self.weights}])
-        self.state = State(lr_dense=config.dense.lr, lr_rows=config.rows.lr)
-        self.loader = Loader(
-            store,
-            "train",
-            self.options.batch_size,
-            shuffle=True,
-            seed=self.options.seed,
-            # One row alone has no batch statistics.
-            drop_last=store.schema.rows["train"] % self.options.batch_size == 1,
+        self.optimizer = self.config.dense.build([{"params": self.weights}])
+
+    def _end_stage(self) -> None:
+        """Hand over from the stage that is over, and begin the next one if there is one."""
+        state = self.state
+        self._lap("train")
+        if self.stage.keep == "best" and state.best is not None and self.run is not None:
+            self._load_weights(checkpoint.load(self.run.best)[0])
+        if self.search is not None:
+            rebuild = self.search.end(self.stage, self._fitness)
+            if rebuild is not None:
+                state.found = state.found | rebuild.widths
+                self._build_tables()
+                rebuild.fill(self.tables)
+        past = [*state.past, self._stage_cost(self._lap("search"))]
+        if state.finished:
+            state.past = past
+            return
+        self.tables.restart()
+        self.state = State(
+            self.config.dense.lr,
+            self.config.rows.lr,
+            step=state.step,
+            stage=state.stage + 1,
+            seconds=state.seconds,
+            rows=state.rows,
+            found=state.found,
+            past=past,
         )
-        self.steps_per_epoch = self._limited(len(self.loader))
+        log.info("stage %s: %d of %d", self.stage.name, self.state.stage + 1, len(self.stages))
+        if self.stage.restart:
+            self.model.load_state_dict(self._first_model().state_dict())
+        self._begin_stage()
+        self._apply_lr()
+        self.state.stage_over = self.stage.epochs == 0
+        self.save("last")
+
+    def _stage_cost(self, seconds: float) -> dict[str, Any]:
+        """Return what the stage took: epochs, steps, rows (held-out ones too), seconds in training.
+
+        Args:
+            seconds: spent on the search at its end.
+        """
+        state = self.state
+        past = [sum(one[key] for one in state.past) for key in ("rows", "train_seconds")]
+        return {
+            "name": self.stage.name,
+            "epochs": round(state.epoch + state.batch / self.steps_per_epoch, 6),
+            "steps": state.stage_step,
+            "rows": state.rows - past[0],
+            "train_seconds": state.seconds - past[1],
+            "search_seconds": seconds,
+        }
+
+    def _fitness(self, rows: int | None) -> float:
+        """Return the monitored value on so many validation rows, its sign such that more is better."""
+        options = self.options
+        if rows is not None:
+            limit = self._limited(-(-rows // options.eval_batch_size))
+            options = options.model_copy(update={"limit_batches": limit})
+        found = measure_trained(self.store, "valid", self.predict, options, self.stop)
+        return self._sign() * found[options.monitor]
+
+    def _sign(self) -> float:
+        return -1.0 if self.options.monitor == "logloss" else 1.0
 
     # -- training --------------------------------------------------------------------------------
 
@@ -209,6 +309,8 @@ class Trainer:
             while not self.state.finished:
                 if self.state.pending:
                     self.evaluate()
+                elif self.state.stage_over:
+                    self._end_stage()
                 else:
                     self.advance()
         except Interrupted:
@@ -218,20 +320,24 @@ class Trainer:
     def advance(self) -> None:
         """Train up to the next evaluation."""
         state, options = self.state, self.options
-        self.model.train()
+        self.model.train(self.stage.network)  # at rest it moves no statistics and drops nothing out
         self.tables.train()
-        title = f"epoch {state.epoch + 1}/{options.epochs}"
+        title = f"epoch {state.epoch + 1}/{self._epochs()}"
+        if len(self.stages) > 1:
+            title = f"{self.stage.name} ({state.stage + 1}/{len(self.stages)}), {title}"
         self.loader.set_position(state.epoch, state.batch)
         with (
             Progress(title, self.steps_per_epoch, state.batch) as progress,
             closing(self.loader) as batches,
+            closing(self._held_out()) as held_out,
         ):
             begun = time.perf_counter()
             loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
             for batch in batches:
-                loss = self.train_step(batch)
+                other = next(held_out) if self.stage.structure == "valid" else None
+                loss = self.train_step(batch, other)
                 loss_sum += loss.double() * len(batch.label)
-                self._count(len(batch.label))
+                self._count(len(batch.label), 0 if other is None else len(other.label))
                 checkpoint_due = _every(options.checkpoint_every, state.step)
                 stopping = self.stop()
                 look = stopping or state.pending or checkpoint_due or state.step % CHECK_EVERY == 0
@@ -249,17 +355,59 @@ class Trainer:
                 if checkpoint_due:
                     self.save("last")
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """Take one step on a batch and return its loss, a scalar."""
+    def train_step(self, batch: Batch, held_out: Batch | None = None) -> Tensor:
+        """Take one step and return its loss, a scalar.
+
+        Args:
+            batch: training rows.
+            held_out: validation rows, where the stage learns its structure from them.
+        """
         self.optimizer.zero_grad()
         self.tables.zero_grad()
         loss = self._loss(batch)
-        (loss + self.tables.penalty()).backward()
+        total = loss + self.tables.penalty()
+        if self.search is not None and self.stage.structure == "train":
+            total = total + self.search.penalty()
+        total.backward()
         if self.options.clip_norm is not None:
             self._clip(self.options.clip_norm)
         self.optimizer.step()
         self.tables.step()
+        if self.search is not None:
+            self._learn_structure(self.search, held_out)
         return loss.detach()
+
+    def _learn_structure(self, search: Search, held_out: Batch | None) -> None:
+        """Update the structure, by the gradients of the held-out batch if there is one."""
+        if held_out is not None:
+            for parameter in self.structure:
+                parameter.requires_grad_(True)
+            loss = self._loss(held_out) + search.penalty()
+            grads = torch.autograd.grad(loss, self.structure)
+            self.tables.zero_grad()
+            for parameter, grad in zip(self.structure, grads, strict=True):
+                parameter.requires_grad_(False)
+                parameter.grad = grad
+        steps = self._epochs() * self.steps_per_epoch
+        self.state.stage_over = search.step(self.state.stage_step + 1, steps)
+        for parameter in self.structure:
+            parameter.grad = None
+
+    def _held_out(self) -> Iterator[Batch]:
+        """Yield shuffled batches of validation rows without end, from where the stage stands."""
+        loader = self._shuffled("valid")
+        loader.set_position(*divmod(self.state.stage_step, len(loader)))
+        while True:
+            yield from loader
+
+    def _shuffled(self, split: str) -> Loader:
+        rows, size = self.store.schema.rows[split], self.options.batch_size
+        # One row alone has no batch statistics.
+        drop = rows % size == 1 and rows > 1
+        return Loader(self.store, split, size, shuffle=True, seed=self.options.seed, drop_last=drop)
+
+    def _epochs(self) -> int:
+        return self.options.epochs if self.stage.epochs is None else self.stage.epochs
 
     def _loss(self, batch: Batch) -> Tensor:
         if self.retrieval is None:
@@ -279,15 +427,17 @@ class Trainer:
             grad.mul_(factor)
         self.tables.scale_grads(factor)
 
-    def _count(self, rows: int) -> None:
-        """Move the position behind the batch just trained on."""
+    def _count(self, rows: int, held_out: int) -> None:
+        """Move the position behind the batch just trained on, and the one of held-out rows."""
         state = self.state
         state.batch, state.step = state.batch + 1, state.step + 1
-        state.rows, state.loss_rows = state.rows + rows, state.loss_rows + rows
+        state.stage_step += 1
+        state.rows, state.loss_rows = state.rows + rows + held_out, state.loss_rows + rows
         epoch_ends = state.batch >= self.steps_per_epoch
         if epoch_ends:
             state.epoch, state.batch = state.epoch + 1, 0
-        state.pending = epoch_ends or _every(self.options.eval_every, state.step)
+        due = epoch_ends or _every(self.options.eval_every, state.step)
+        state.pending = due or state.stage_over
 
     def _finite(self, loss_sum: float) -> float:
         if math.isfinite(loss_sum):
@@ -312,22 +462,21 @@ class Trainer:
                 f"train.monitor: {self.options.monitor} of the validation rows is undefined (one "
                 "label only); use train.monitor=logloss, or more validation rows"
             )
-        sign = -1.0 if self.options.monitor == "logloss" else 1.0
-        gained = state.best is None or sign * (value - state.best) > MIN_GAIN
+        gained = state.best is None or self._sign() * (value - state.best) > MIN_GAIN
         epoch = state.epoch + state.batch / self.steps_per_epoch
-        row = {"split": "valid", "epoch": round(epoch, 6), "step": state.step, **valid}
+        row = {"split": "valid", "stage": self.stage.name, "epoch": round(epoch, 6)}
+        row |= {"step": state.step, **valid}
         row |= {"train_loss": state.loss_sum / max(state.loss_rows, 1)}
         row |= {"lr_dense": state.lr_dense, "lr_rows": state.lr_rows, "best": gained}
         if gained:
             state.best, state.best_epoch, state.best_step = value, row["epoch"], state.step
             state.failures = 0
-        else:
+        elif self.stage.epochs is None:
             state.failures += 1
             self._reduce_lr()
         state.pending, state.loss_sum, state.loss_rows = False, 0.0, 0
-        state.finished = (
-            state.epoch >= self.options.epochs or state.failures >= self.options.patience
-        )
+        state.stage_over |= state.epoch >= self._epochs() or state.failures >= self.options.patience
+        state.finished = state.stage_over and state.stage + 1 == len(self.stages)
         log.info(_evaluation_line(row, state))
         self._lap("evaluate")
         if self.run is not None:
@@ -366,8 +515,7 @@ class Trainer:
         """
         assert self.run is not None
         state = self.state
-        self._lap("train")
-        self._load_weights(checkpoint.load(self.run.best)[0])
+        self._end_stage()
         save(self.run.model, self.model, self.config.model, self.inputs, self.tables)
         served = PackedModel.load(self.run.model)
         self._lap("pack")
@@ -378,7 +526,8 @@ class Trainer:
             "monitor": self.options.monitor,
             "epoch": state.best_epoch,
             "step": state.best_step,
-            "epochs_trained": state.epoch + state.batch / self.steps_per_epoch,
+            "epochs_trained": sum(stage["epochs"] for stage in state.past),
+            "stages": state.past,
             "seed": self.options.seed,
             "data": self.store.path.name,
             "model": self.config.model.kind,
@@ -433,6 +582,9 @@ class Trainer:
         for stage, seconds in values["seconds"].items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.state = State(**values["state"])
+        if self.state.found:
+            self._build_tables()
+        self._begin_stage()
         self._load_weights(tensors)
         checkpoint.load_optimizer_tensors(self.optimizer, checkpoint.taken("optimizer", tensors))
         self._apply_lr()
@@ -466,11 +618,12 @@ class Trainer:
         limit = self.options.limit_batches
         return batches if limit is None else min(limit, batches)
 
-    def _lap(self, stage: str) -> None:
-        """Book the time since the last lap under a stage."""
+    def _lap(self, what: str) -> float:
+        """Book the time since the last lap, and return it."""
         now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._clock
-        self._clock = now
+        spent, self._clock = now - self._clock, now
+        self.seconds[what] = self.seconds.get(what, 0.0) + spent
+        return spent
 
 
 def pick_device(name: str) -> torch.device:

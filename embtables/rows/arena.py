@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from embtables.compressor import Bags, Combine, Parts, Precision, RowTable, Segments
 from embtables.rows.store import Read, RowStore, StoreSpec
+
+if TYPE_CHECKING:
+    from embtables.rows.pruned import PrunedArena
 
 
 class Arena(nn.Module):
@@ -51,6 +54,11 @@ class Arena(nn.Module):
                 self.register_buffer(name, tensor)
 
     @property
+    def dim(self) -> int:
+        """Numbers in a row."""
+        return self.values.shape[1]
+
+    @property
     def parts(self) -> Parts:
         """The stored rows of all tables."""
         return {name: getattr(self, name) for name in self.names}
@@ -76,7 +84,7 @@ class ArenaReader(nn.Module):
 
     base: Tensor
 
-    def __init__(self, read: Read, arena: Arena) -> None:
+    def __init__(self, read: Read, arena: Arena | PrunedArena) -> None:
         super().__init__()
         base = torch.tensor([[arena.base[name] for name in names] for names in read.tables])
         self.register_buffer("base", base, persistent=False)

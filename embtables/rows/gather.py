@@ -15,6 +15,7 @@ from embtables import parallel
 from embtables.compressor import Bags, Combine, Segments
 from embtables.rows import kernels
 from embtables.rows.arena import Arena, ArenaReader, pooled
+from embtables.rows.pruned import STRUCTURE, PrunedArena
 
 FORMS = ("fp32", "fp16", "int8")
 """Precisions whose rows the kernels read and write; plain floats are as fp32."""
@@ -109,10 +110,11 @@ class Gather:
         parallel.call(
             kernels.places, rows, self.reader.base, segments.bounds, side_by_side, self._skips, place,
         )  # fmt: skip
-        product = self.combine == "mult" and probes > 1
+        product, stored = self.combine == "mult" and probes > 1, stored_rows(self.arena)
         if bags is not None and not product:
-            return self._bags(place, probes, bags)
-        dim, stored = self.arena.values.shape[1], stored_rows(self.arena)
+            columns = probes if self.combine == "concat" else 1
+            return _added_up(stored, place, self._skips, probes, columns, bags, self._memory)
+        dim = self.arena.values.shape[1]
         products = NOTHING
         if self.combine == "concat" or probes == 1:
             out = self._memory.take("vectors", probes * n, dim)
@@ -128,22 +130,69 @@ class Gather:
             out = out.view(-1, len(segments.lengths), out.shape[1])
         return Gathered(place, out, products, bags=bags)
 
-    def _bags(self, place: Tensor, probes: int, bags: Bags) -> Gathered:
-        """Read rows at places [n * K] and add them up by bags."""
-        columns = probes if self.combine == "concat" else 1
-        count, dim = len(bags.offsets) - 1, self.arena.values.shape[1]
-        divisors, weights = (NO_FACTORS if f is None else f for f in (bags.divisors, bags.weights))
-        length = len(place) // probes if len(divisors) or len(weights) else 0
-        sources = self._memory.take("sources", len(place), dtype=torch.int32)
-        factors = self._memory.take("factors", length)
-        out = self._memory.take("vectors", count * columns, dim)
-        together = len(bags.segments.lengths) if bags.segments.single else 0
+
+def _added_up(
+    stored: tuple[Tensor, Tensor],
+    place: Tensor,
+    skips: bool | None,
+    probes: int,
+    columns: int,
+    bags: Bags,
+    memory: Buffers,
+) -> Gathered:
+    """Read rows at places [n * K] and add them up by bags, those of an id in K columns or in one."""
+    count, dim = len(bags.offsets) - 1, stored[0].shape[1]
+    divisors, weights = (NO_FACTORS if f is None else f for f in (bags.divisors, bags.weights))
+    length = len(place) // probes if len(divisors) or len(weights) else 0
+    sources = memory.take("sources", len(place), dtype=torch.int32)
+    factors = memory.take("factors", length)
+    out = memory.take("bags", count * columns, dim)
+    together = len(bags.segments.lengths) if bags.segments.single else 0
+    parallel.call(
+        kernels.gather_bags, *stored, place, skips, columns,
+        bags.offsets, divisors, weights, together, sources, factors, out,
+    )  # fmt: skip
+    shape = (-1, together, columns * dim) if together else (count, columns * dim)
+    return Gathered(place, out.view(shape), sources=sources, factors=factors)
+
+
+class PrunedGather:
+    """Reads the rows of one group, one an id, from an arena without zeros.
+
+    Args:
+        reader: where the group's tables are in their arena.
+        arena: their rows.
+    """
+
+    def __init__(self, reader: ArenaReader, arena: PrunedArena) -> None:
+        self.reader, self.arena = reader, arena
+        self._memory = Buffers()
+        values = arena.values.unsqueeze(1)
+        self._values = values.view(torch.int16) if values.dtype == torch.float16 else values
+        self._structure = [getattr(arena, name) for name in STRUCTURE]
+
+    def __call__(self, rows: Tensor, segments: Segments, bags: Bags | None) -> Gathered:
+        """Read rows [1, n]."""
+        from embtables.rows import pruned_kernels
+
+        assert len(rows) == 1, "widths that prune need sharings that read one row an id"
+        side_by_side = segments.single and bags is None
+        place = self._memory.take("place", rows.shape[1], dtype=torch.int64)
+        skips = self.reader.skips or None
         parallel.call(
-            kernels.gather_bags, *stored_rows(self.arena), place, self._skips, columns,
-            bags.offsets, divisors, weights, together, sources, factors, out,
-        )  # fmt: skip
-        shape = (-1, together, columns * dim) if together else (count, columns * dim)
-        return Gathered(place, out.view(shape), sources=sources, factors=factors)
+            kernels.places, rows, self.reader.base, segments.bounds, side_by_side, skips, place
+        )
+        out = self._memory.take("vectors", len(place), self.arena.dim)
+        scale = getattr(self.arena, "scale", NOTHING)
+        parallel.call(
+            pruned_kernels.gather_pruned, self._values, scale, *self._structure, place, out
+        )
+        if bags is not None:
+            every = torch.arange(len(out))
+            return _added_up((out, NOTHING), every, None, 1, 1, bags, self._memory)
+        if side_by_side:
+            out = out.view(-1, len(segments.lengths), self.arena.dim)
+        return Gathered(place, out)
 
 
 def bucket_shift(rows: int) -> int:

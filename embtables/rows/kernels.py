@@ -35,7 +35,7 @@ _LINE = 64
 
 
 @intrinsic
-def _prefetch_line(typing_context, array, row, byte):
+def prefetch_line(typing_context, array, row, byte):
     """Prefetch the cache line at a byte of a row of an array."""
 
     def codegen(context, builder, signature, arguments):
@@ -121,7 +121,12 @@ _set16, _set4, _add16, _add4 = (_lanes(count, add) for add in (False, True) for 
 @njit(inline="always")
 def _set_row(out, i, factor, x, k):
     """Set out[i] to factor * x[k]."""
-    d = out.shape[1]
+    set_first(out, i, out.shape[1], factor, x, k)
+
+
+@njit(inline="always")
+def set_first(out, i, d, factor, x, k):
+    """Set the first d numbers of out[i] to factor * x[k]."""
     for j in range(0, d - 15, 16):
         _set16(out, i, j, factor, x, k)
     for j in range(d & ~15, d - 3, 4):
@@ -145,7 +150,7 @@ def _add_row(out, i, factor, x, k):
 @njit(inline="always")
 def _prefetch(rows, row):
     for byte in range(0, rows.shape[1] * rows.itemsize, _LINE):
-        _prefetch_line(rows, row, byte)
+        prefetch_line(rows, row, byte)
 
 
 # -- stored forms of a row -------------------------------------------------------------------------
@@ -176,7 +181,7 @@ def _load_any(values, scale, row, out, at):
 
         def load(values, scale, row, out, at):
             for j in range(out.shape[1]):
-                out[at, j] = _half_to_float(values[row, j])
+                out[at, j] = half_to_float(values[row, j])
 
     else:
 
@@ -241,7 +246,8 @@ def _mix32(x):
 
 
 @njit
-def _half_to_float(bits):
+def half_to_float(bits):
+    """Return the float32 that the bits of a float16 mean."""
     size = np.uint32(bits) & np.uint32(0x7FFF)
     sign = (np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16)
     if size < np.uint32(0x0400):  # below the smallest normal float16: a number of steps of 2^-24
@@ -367,7 +373,7 @@ def map_rows(ids, packed, starts, widths, bounds, threads):
 
 
 @intrinsic
-def _ones(typing_context, bits):
+def ones(typing_context, bits):
     """Return the number of ones in 64 bits."""
 
     def codegen(context, builder, signature, arguments):
@@ -377,14 +383,17 @@ def _ones(typing_context, bits):
 
 
 @njit(inline="always")
-def _place_among(words, ranks, x):
-    """Return the place of id x among the kept ones (`sharing._kept`), or -1."""
-    own, bit = np.uint64(words[x >> 6]), np.uint64(x & 63)
+def place_among(words, ranks, word, block, x):
+    """Return the place of id x among the kept ones (`sharing._kept`), or -1.
+
+    The words and ranks of its table begin at `word` and `block`.
+    """
+    own, bit = np.uint64(words[word + (x >> 6)]), np.uint64(x & 63)
     if not (own >> bit) & np.uint64(1):
         return np.int64(-1)
-    place = np.int64(ranks[x >> 9]) + _ones(own & ((np.uint64(1) << bit) - np.uint64(1)))
-    for word in range(x >> 9 << 3, x >> 6):
-        place += _ones(np.uint64(words[word]))
+    place = np.int64(ranks[block + (x >> 9)]) + ones(own & ((np.uint64(1) << bit) - np.uint64(1)))
+    for before in range(word + (x >> 9 << 3), word + (x >> 6)):
+        place += ones(np.uint64(words[before]))
     return place
 
 
@@ -405,12 +414,11 @@ def put_kept(rows, ids, words, ranks, layout, bounds, threads):
         for s in range(layout.shape[1]):
             first, last = _within(bounds, s, threads, t)
             kept, base, word, block = layout[0, s], layout[1, s], layout[2, s], layout[3, s]
-            my_words, my_ranks = words[word:], ranks[block:]
             for j in range(first, last):
                 x = np.int64(ids[j])
                 place = x if x < kept else np.int64(-1)
                 if word >= 0:
-                    place = _place_among(my_words, my_ranks, x)
+                    place = place_among(words, ranks, word, block, x)
                 if place >= 0:
                     rows[0, j] = base + place
                     for k in range(1, len(rows)):
@@ -701,7 +709,7 @@ def _prefetch_any_state(state, row):
     if isinstance(state, types.NoneType):
         return lambda state, row: None
     if state.ndim == 1:
-        return lambda state, row: _prefetch_line(state, row, 0)
+        return lambda state, row: prefetch_line(state, row, 0)
     return lambda state, row: _prefetch(state, row)
 
 

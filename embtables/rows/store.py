@@ -180,4 +180,10 @@ class RowStore(nn.Module, ABC):
         return sum(t.nbytes for key, t in state if key.startswith(("rows.", "optimizer.")))
 
 
+def float_rows(store: RowStore, name: str, precision: Precision) -> Tensor:
+    """Return the rows of a table in floats, [R, d]: to be read, not written."""
+    held = store.export(name)
+    return precision.decode(held) if precision.while_training else held["values"]
+
+
 backends: Registry[RowStore] = Registry("embtables.rows", "backend")

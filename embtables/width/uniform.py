@@ -41,6 +41,6 @@ class Uniform(Width):
         """The stored width: the model is built narrower."""
         return table.width
 
-    def decode(self, vectors: Tensor, segments: Segments) -> Tensor:
+    def decode(self, vectors: Tensor, rows: Tensor, segments: Segments) -> Tensor:
         """Return the vectors as they are."""
         return vectors

@@ -7,9 +7,12 @@ from cases import CASES, Case
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    check = metafunc.function.__name__.removeprefix("test_")
     if "case" in metafunc.fixturenames:
-        check = metafunc.function.__name__.removeprefix("test_")
         metafunc.parametrize("case", [_param(case, check) for case in CASES])
+    if "searching" in metafunc.fixturenames:
+        params = [_param(case, check) for case in CASES if case.searches]
+        metafunc.parametrize("searching", params)
 
 
 def _param(case: Case, check: str):

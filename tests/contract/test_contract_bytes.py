@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from cases import Case
-from world import BAGS, FEATURES, ROWS, VOCABULARIES, build, outputs, planned, sizes, trained
+from world import (
+    BAGS,
+    FEATURES,
+    ROWS,
+    VOCABULARIES,
+    build,
+    middle,
+    outputs,
+    planned,
+    sizes,
+    trained,
+)
 
 from embtables import EmbeddingTables, PackedTables
 from embtables.budget import plan_bytes
@@ -26,7 +37,9 @@ def test_bytes_measured(case: Case, tmp_path: Path) -> None:
     assert written <= sum(sizes(case)) // 2
     assert tables.bytes().inference == written == _tensor_bytes(path)
     assert PackedTables.load(path).file_bytes == written
-    assert plan_bytes(tables.plan) == written
+    assert written <= middle(case)
+    if not case.prunes:
+        assert plan_bytes(tables.plan) == written
     assert sum(line["bytes"] for line in tables.report()) >= written
     assert tables.bytes().uncompressed == sum(
         4 * rows * (1 if name == "linear" else 8) for name, rows in ROWS.items()
@@ -82,7 +95,9 @@ def test_budget_too_small_names_the_smallest(case: Case) -> None:
     smallest, _ = sizes(case)
     with pytest.raises(ValueError, match=f"smallest reachable size is {smallest:,} bytes"):
         build(case, budget=smallest - 1)
-    assert build(case, budget=smallest).bytes().inference == smallest
+    size = build(case, budget=smallest).bytes().inference
+    assert size <= smallest if case.prunes else size == smallest
+    assert plan_bytes(planned(case, smallest)) == smallest
 
 
 def test_small_fields_stay_plain(case: Case) -> None:
@@ -96,7 +111,9 @@ def test_small_fields_stay_plain(case: Case) -> None:
             if any(row.name in mine for other in others for row in other.places):
                 continue
             rows = {row.name: row for row in placed.places}.values()
-            numbers = sum(row.rows * row.dim for row in rows) + placed.extra_bytes // 4
+            # A search may hold more while it goes on.
+            stored = sum(row.rows * min(row.dim, placed.table.dim) for row in rows)
+            numbers = stored + placed.extra_bytes // 4
             assert numbers <= placed.table.rows * placed.table.dim, placed
 
 

@@ -18,7 +18,7 @@ from embtables.torchrec_types import JaggedTensor, KeyedTensor
 
 FRESH = """
 import hashlib, json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from world import all_digests
 print(json.dumps({k: hashlib.sha256(v.encode()).hexdigest() for k, v in all_digests().items()}))
 """
@@ -99,7 +99,7 @@ def test_seed(case: Case) -> None:
 @pytest.fixture(scope="module")
 def fresh() -> dict[str, str]:
     """Digests of all cases from another process, with another seed of Python's own hash."""
-    command = [sys.executable, "-c", FRESH, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", FRESH, *map(str, Path(__file__).parents[:2])]
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

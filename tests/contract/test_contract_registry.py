@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
-from cases import CASES, METHODS, REFUSED
+from cases import CASES, METHODS, REFUSED, REFUSED_PAIRS, SHARINGS
+from world import FEATURES, VOCABULARIES
 
+from embtables import EmbeddingTables
 from embtables.compressor import AXES, parse_table
 
 KINDS = [
@@ -52,14 +55,35 @@ def test_file_says_what_it_is(axis: str, kind: str) -> None:
     assert "Paper:" in rest or re.search(r"\w+(\([^)]*\))?\s*=\s*\S|\d bytes", doc), "no formula"
 
 
-def test_all_pairs_are_cases() -> None:
+def test_all_pairs_are_cases_or_refused() -> None:
+    """Triples too; of a search each pair in float32 and one in int8."""
     names = {str(case) for case in CASES}
     sharing, width, precision = (registry.names() for registry in AXES.values())
-    assert {f"{s}+{w}+{p}" for s in sharing for w in width for p in precision} <= names
+    searches = {case.width for case in CASES if case.searches}
+    for pair in product(sharing, width):
+        text = "+".join(pair)
+        if pair in REFUSED_PAIRS:
+            assert not any(name.startswith(f"{text}+") for name in names)
+        elif pair[1] in searches:
+            assert f"{text}+fp32" in names
+        else:
+            assert {f"{text}+{bits}" for bits in precision} <= names
+    assert {f"hash+{one}+int8" for one in searches & set(width)} <= names
+
+
+@pytest.mark.parametrize(("sharing", "width"), REFUSED_PAIRS)
+def test_pairs_that_do_not_fit_are_refused(sharing: str, width: str) -> None:
+    for ratio in (0.4, 0.1):
+        with pytest.raises(ValueError, match=rf"(?s){width} takes .*{sharing} ") as refused:
+            EmbeddingTables(FEATURES, VOCABULARIES, table=f"{sharing}+{width}", ratio=ratio)
+        named = re.findall(r"\w+", str(refused.value).partition("use ")[2])
+        offered = {kind for kind in named if kind in SHARINGS}
+        assert offered
+        assert not any((kind, width) in REFUSED_PAIRS for kind in offered)
 
 
 def test_expected_failures_name_real_checks() -> None:
     text = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    checks = set(re.findall(r"def test_(\w+)\(case: Case", text))
+    checks = set(re.findall(r"def test_(\w+)\((?:case|searching): Case", text))
     assert {check for case in CASES for check in case.expect_failure} <= checks
     assert all(reason for case in CASES for reason in case.expect_failure.values())

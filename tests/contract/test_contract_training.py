@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import Case
+from searching import begin, train_step
 from torch import Tensor
-from world import BAGS, ROWS, build, kjt, outputs, step, trained
+from world import BAGS, ROWS, begun, build, kjt, minus_size, outputs, random_loss, step, trained
 
 from embtables import SGD, Adagrad, Adam, DenseAdam, EmbeddingTables, RowWiseAdagrad
+from embtables.search import search_of
 
 OPTIMIZERS = [
     pytest.param(SGD(lr=0.1, weight_decay=0.1), id="sgd"),
@@ -37,6 +39,8 @@ def test_finite_differences(case: Case) -> None:
     for parameter in parameters:
         assert parameter.grad is not None
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if case.prunes:
+            direction = direction * (parameter != 0)  # zeros stay
         with torch.no_grad():
             parameter.add_(1e-3 * direction)
             above = _weighted(tables)
@@ -60,7 +64,9 @@ def test_only_rows_that_are_read_move(case: Case) -> None:
     # Rows that did not move were not read: anything may stand there.
     for name, rows in before.items():
         kept = rows.clone()
-        kept[~moved[name]] = 3.0
+        # Rows that were pruned do not move, read or not.
+        pruned = case.prunes & ~rows.any(dim=1)
+        kept[~moved[name] & ~pruned] = 3.0
         tables.store.load(name, kept)
     fresh = build(case)
     if tables.groups.state_dict():
@@ -110,7 +116,8 @@ def test_state_round_trip(case: Case, optimizer) -> None:
         return
     going = trained(case, optimizer=optimizer)
     state = {name: tensor.clone() for name, tensor in going.training_state().items()}
-    resumed = build(case, seed=9, optimizer=optimizer)
+    found = {n: one.table.width for n, one in going.plan.items()} if case.searches else None
+    resumed = begun(case, seed=9, optimizer=optimizer, found=found)
     resumed.load_training_state(state)
     for tables in (going, resumed):
         step(tables, 7)
@@ -119,3 +126,38 @@ def test_state_round_trip(case: Case, optimizer) -> None:
         assert torch.equal(tensor, resumed.training_state()[name]), name
     for name, found in outputs(going).items():
         assert torch.equal(found, outputs(resumed)[name]), name
+
+
+def test_search_state_round_trip(searching: Case) -> None:
+    """A search goes on identically from the middle of any of its stages."""
+    found: dict[str, int] = {}
+    going = begun(searching, optimizer=Adam(lr=0.1))
+    search = search_of(going)
+    assert search is not None
+    for stage in search.stages(search.config):
+        begin(search, stage)
+        for number in (1, 2):
+            train_step(going, search, stage, random_loss, number, 10)
+        state = {name: tensor.clone() for name, tensor in going.training_state().items()}
+        resumed = begun(searching, seed=9, optimizer=Adam(lr=0.1), found=found)
+        other = search_of(resumed)
+        assert other is not None
+        begin(other, stage)
+        resumed.load_training_state(state)
+        for number in (3, 4):
+            over = train_step(going, search, stage, random_loss, number, 10)
+            assert over == train_step(resumed, other, stage, random_loss, number, 10)
+        for name, tensor in going.training_state().items():
+            assert torch.equal(tensor, resumed.training_state()[name]), name
+        going.eval()
+        resumed.eval()
+        for name, expected in outputs(resumed).items():
+            assert torch.equal(outputs(going)[name], expected), name
+        rebuild = search.end(stage, lambda rows, now=going: minus_size(now))
+        if rebuild is not None:
+            found |= rebuild.widths
+            going = begun(searching, optimizer=Adam(lr=0.1), found=found)
+            rebuild.fill(going)
+            search = search_of(going)
+            assert search is not None
+        going.train()

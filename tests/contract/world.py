@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, CONFIGS, Case
+from searching import searched
 from torch import Tensor
 
 from embtables import SGD, EmbeddingTables, Feature, PackedTables, RowOptimizer, Vocabulary
@@ -98,7 +99,28 @@ def planned(case: Case, budget: int) -> Plan:
 
 
 def build(case: Case, seed: int = 0, **options: Any) -> EmbeddingTables:
-    """Return the tables of a case at its middle budget, with a fused SGD."""
+    """Return the tables of a case at its middle budget, with a fused SGD; searched to the end."""
+    if not case.searches:
+        return begun(case, seed, **options)
+    if options.keys() - {"optimizer", "budget", "ratio", "dtype"}:
+        return _searched(case, seed, options)[0]
+    key = case, seed, tuple(sorted((name, str(value)) for name, value in options.items()))
+    if key not in _FOUND:
+        tables, found = _searched(case, seed, options)
+        state = {name: tensor.clone() for name, tensor in tables.training_state().items()}
+        _FOUND[key] = found, state
+    found, state = _FOUND[key]
+    tables = begun(case, seed, found=found, **options)
+    tables.load_training_state({name: tensor.clone() for name, tensor in state.items()})
+    return tables
+
+
+_FOUND: dict[Any, tuple[dict[str, int], dict[str, Tensor]]] = {}
+"""Case, seed and options -> what its search has found: it need not be run for each check."""
+
+
+def begun(case: Case, seed: int = 0, **options: Any) -> EmbeddingTables:
+    """Return the tables of a case before its search, if it has one."""
     options = {
         "optimizer": SGD(lr=0.1),
         "budget": middle(case),
@@ -106,6 +128,38 @@ def build(case: Case, seed: int = 0, **options: Any) -> EmbeddingTables:
     } | options
     vocabularies = options.pop("vocabularies", VOCABULARIES)
     return EmbeddingTables(FEATURES, vocabularies, table=CONFIGS[case], seed=seed, **options)
+
+
+def _searched(
+    case: Case, seed: int, options: dict[str, Any]
+) -> tuple[EmbeddingTables, dict[str, int]]:
+    widths: dict[str, int] = {}
+
+    def again(found: Mapping[str, int]) -> EmbeddingTables:
+        widths.update(found)
+        return begun(case, seed, found=found, **options)
+
+    with torch.random.fork_rng(devices=[]):
+        # The thresholds of pep rise over the search: in three steps far above what fits.
+        steps = 20 if case.width.startswith("pep") else 3
+        tables = begun(case, seed, **options)
+        tables = searched(tables, again, random_loss, minus_size, steps)
+    return tables, widths
+
+
+def random_loss(tables: EmbeddingTables, step: int, held_out: bool) -> Tensor:
+    """Return the sum of all outputs with fixed random factors; draws of the tables are fixed too."""
+    torch.manual_seed(step)
+    generator = torch.Generator().manual_seed(100 + 2 * step + held_out)
+    loss = torch.zeros(())
+    for found in outputs(tables).values():
+        loss = loss + (found * torch.randn(found.shape, generator=generator)).sum()
+    return loss
+
+
+def minus_size(tables: EmbeddingTables) -> float:
+    """Return minus the sum of the squares of all outputs."""
+    return -sum(float(found.square().sum()) for found in outputs(tables).values())
 
 
 def outputs(tables: EmbeddingTables | PackedTables, bags: Bags = BAGS) -> dict[str, Tensor]:
