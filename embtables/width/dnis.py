@@ -6,8 +6,8 @@ Paper: Cheng, Shen and Huang, Differentiable Neural Input Search for Recommender
 arXiv 2006.04466 (AutoSrh in its journal form). Rows are cut into blocks by training count, the block
 of the rarest being half of all rows, the next one a quarter, and so on; rows of equal counts stay
 together, and every table has its own alpha. Stages: warm-up; search, where rows learn from training
-batches and alpha, with the network at rest, from validation batches, the running mean of the gradient
-of each alpha[l] divided by its mean size; alpha is folded into the rows, and what is smallest is pruned
+batches and alpha, with the network at rest, from validation batches, the gradient of each alpha[l]
+divided by the running mean of its size; alpha is folded into the rows, and what is smallest is pruned
 until the budget is met; retrain (retrain=found, or from the initial weights of what is left). The
 published search does not know the budget, and then cuts blocks whole or not at all, for their
 dimensions are alike; here every byte has a price besides, which rises while alpha keeps more bytes than
@@ -37,7 +37,7 @@ _SHRINKING = 0.7
 _FIRST_PRICE, _RISE = 0.01, 1.03
 """Price of a byte, first over the mean size of alpha's gradients, and its factor a step."""
 _NEWS = 0.05
-"""Weight of a step's gradient in the running mean."""
+"""Weight of a step in the running mean: a block of rare rows is not in every batch."""
 
 
 class DNISSearch(PruningSearch["DNIS"]):
@@ -90,10 +90,11 @@ class DNISSearch(PruningSearch["DNIS"]):
             self._set_price(cells, step / steps)
         for one in cells:
             assert one.alpha.grad is not None
-            one.average.lerp_(one.alpha.grad, _NEWS)
-            grad = one.average + one.price * one.rows
-            size = grad.abs().mean(dim=1, keepdim=True) + 1e-12
-            one.alpha.sub_(self.config.lr * (1 - step / steps) * grad / size).clamp_(0, 1)
+            grad = one.alpha.grad + one.price * one.rows
+            size = grad.abs().mean(dim=1, keepdim=True)
+            one.size.copy_(torch.where(one.size > 0, one.size.lerp(size, _NEWS), size))
+            rate = self.config.lr * (1 - step / steps)
+            one.alpha.sub_(rate * grad / (one.size + 1e-12)).clamp_(0, 1)
         return False
 
     def _set_price(self, cells: Sequence[Cells], done: float) -> None:
@@ -141,12 +142,12 @@ class Cells(nn.Module):
     Attributes:
         alpha: [cells, d].
         rows: [cells, 1] of each, over the mean of those that have any.
-        average: of the gradients, [cells, d]: a block of rare rows is not in every batch.
+        size: running mean of the mean size of their gradients, [cells, 1].
         price: of a byte, in units of the loss.
     """
 
     rows: Tensor
-    average: Tensor
+    size: Tensor
     price: Tensor
 
     def __init__(self, names: Sequence[str], cells: dict[str, Tensor], dim: int) -> None:
@@ -157,7 +158,7 @@ class Cells(nn.Module):
         self.place = PerRow(names, cells)
         self.alpha = nn.Parameter(torch.ones(count, dim))
         self.register_buffer("rows", (rows / rows[rows > 0].mean()).float(), persistent=False)
-        self.register_buffer("average", torch.zeros(count, dim))
+        self.register_buffer("size", torch.zeros(count, 1))
         self.register_buffer("price", torch.zeros(()))
 
     def forward(self, rows: Tensor, segments: Segments) -> Tensor:

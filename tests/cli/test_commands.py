@@ -189,10 +189,10 @@ def test_interrupted_run_is_resumed_by_the_same_command(
     run = tmp_path / "run"
     plain = Trainer.train_step
 
-    def train_step(self: Trainer, batch: Batch) -> object:
+    def train_step(self: Trainer, *batches: Batch) -> object:
         if self.state.step == 2:
             os.kill(os.getpid(), number)
-        return plain(self, batch)
+        return plain(self, *batches)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", train_step)

@@ -354,10 +354,10 @@ def test_resumed_run_equals_an_unbroken_one(
     train(config, tmp_path / "whole")
     plain = Trainer.train_step
 
-    def crash_at_7(self: Trainer, batch: Batch) -> Tensor:
+    def crash_at_7(self: Trainer, *batches: Batch) -> Tensor:
         if self.state.step == 6:
             raise RuntimeError("power cut")
-        return plain(self, batch)
+        return plain(self, *batches)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", crash_at_7)

@@ -299,7 +299,7 @@ def _structure(trainer: Trainer) -> list[Tensor]:
 
 def _rows(trainer: Trainer) -> dict[str, Tensor]:
     state = trainer.tables.training_state()
-    learned = ("alpha", "choice", "heat", "means", "variances")
+    learned = ("alpha", "size", "price", "choice", "heat", "means", "variances")
     return {k: v.clone() for k, v in state.items() if not k.endswith(learned)}
 
 
