@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,32 +46,48 @@ METHODS = {
     "dnis+int8": "dnis+int8",
     "multiplex+dnis+int8": "multiplex+dnis+int8",
 }
+MOST_SEEDS = 3
 RATIOS = (0.5, 0.2, 0.1, 0.05, 0.01)
 
 
-def cells(options: argparse.Namespace) -> list[Cell]:
-    recipe, *given = DATA[options.data]
+def cells(data: str, methods: Iterable[str], ratios: Iterable[float]) -> list[Cell]:
+    recipe, *given = DATA[data]
     sized = [
         Cell(f"{m} {r:g}", recipe, (*given, f"table={METHODS[m]}", f"ratio={r}"))
-        for m in options.methods
-        for r in options.ratios
+        for m in methods
+        for r in ratios
     ]
     return [Cell("full", recipe, tuple(given)), *sized]
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    wanted = cells(options)
-    question = f"search_{options.data}"
-    outcomes = run_seeds(question, wanted, range(options.seeds), options)
+    question, seeds = f"search_{options.data}", range(options.seeds)
+    wanted = cells(options.data, options.methods, options.ratios)
+    outcomes = run_seeds(question, wanted, seeds, options)
+    failed = {
+        cell.name: [one for one in found if one.get("failure", "not run") != "not run"]
+        for cell, found in zip(wanted, outcomes, strict=True)
+    }
+    # The result has whatever is finished, of this command and of earlier ones.
+    every = cells(options.data, METHODS, RATIOS)
+    outcomes = run_seeds(
+        question, every, range(MOST_SEEDS), argparse.Namespace(**vars(options) | {"finished": True})
+    )
+    outcomes = [
+        [one for one in found if "failure" not in one] + failed.get(cell.name, [])
+        for cell, found in zip(every, outcomes, strict=True)
+    ]
     plain = _cost(outcomes[0])
     lines = []
-    for cell, found in zip(wanted, outcomes, strict=True):
+    for cell, found in zip(every, outcomes, strict=True):
+        if not found:
+            continue
         line = describe(cell, found)
         if "test" in line and plain is not None:
             line["cost"] = {key: cost / plain[key] for key, cost in (_cost(found) or {}).items()}
             line["stages"] = [one["stages"] for one in found if "failure" not in one]
         lines.append(line)
-    return write_result(question, {"seeds": options.seeds, "cells": lines})
+    return write_result(question, {"cells": lines})
 
 
 def _cost(outcomes: list[dict[str, Any]]) -> dict[str, float] | None:

@@ -115,16 +115,23 @@ WIDTHS = {
         {"rank": "lowrank(rank=3)", "after": "lowrank(shared=true, after=true)"},
     ),
     "dnis": Method(
-        {"dnis": {}, "dnis(form=element, blocks=3)": {}},
+        {"dnis": {}, "dnis(form=element, blocks=3)": {}, "dnis(retrain=initial)": {}},
         {
             "form": "dnis(form=row)",
             "blocks": "dnis(blocks=0)",
             "search_epochs": "dnis(search_epochs=0)",
             "lr": "dnis(lr=0)",
             "l1": "dnis(l1=-1)",
+            "retrain": "dnis(retrain=never)",
         },
     ),
-    "magnitude": Method({"magnitude": {}}, {"prune_epochs": "magnitude(prune_epochs=0)"}),
+    "magnitude": Method(
+        {"magnitude": {}, "magnitude(retrain=initial)": {}},
+        {
+            "prune_epochs": "magnitude(prune_epochs=0)",
+            "retrain": "magnitude(retrain=never)",
+        },
+    ),
     "pep": Method(
         {"pep": {}, "pep(per=row, retrain=found)": {}},
         {
