@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from trainer.config import RunConfig
-from trainer.loop import Trainer, open_store, peak_memory
+from trainer.datasets import open_store
+from trainer.loop import Trainer
+from trainer.machine import peak_memory
 
 
 def dry_run(config: RunConfig) -> str:

@@ -5,14 +5,11 @@ Shape letters: B rows of a batch, N rows of a split.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +35,13 @@ from trainer.datasets import (
     vocabularies,
 )
 from trainer.evaluation import measure_trained
+from trainer.machine import keep_freed_memory, peak_memory, pick_device, use_bfloat16
 from trainer.predict import PackedModel, Predictor, save
 from trainer.progress import Progress
 from trainer.retrieval import bpr_loss, retrieval_of
 from trainer.rundir import RunDir
 from trainer.signals import Interrupted, StopSignal
+from trainer.state import State
 
 log = logging.getLogger("embtables")
 
@@ -54,48 +53,6 @@ SHOWN = ("auc", "logloss", "gauc", "recall", "ndcg")
 
 CHECK_EVERY = 20
 """Steps between two looks at the loss: a look waits for the device."""
-
-
-@dataclass
-class State:
-    """Where a run stands: with weights, optimizers and generators, all that resuming needs.
-
-    Attributes:
-        epoch, batch: position in the data: the next batch to train on.
-        step: batches trained on so far.
-        stage, stage_step: which stage is on, and how many batches it was trained on.
-        stage_over: it is, and what it hands on is to be made.
-        pending: an evaluation is due before training goes on.
-        finished: training is over.
-        failures: evaluations without gain since the last gain.
-        best, best_epoch, best_step: the monitored value, and where it was reached.
-        lr_dense, lr_rows: learning rates now.
-        loss_sum, loss_rows: of the training loss since the last evaluation.
-        seconds, rows: spent and seen in training, evaluations left out.
-        found: stored widths that a search has found.
-        past: what the stages that are over cost (`Trainer._stage_cost`).
-    """
-
-    lr_dense: float
-    lr_rows: float
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    stage: int = 0
-    stage_step: int = 0
-    stage_over: bool = False
-    pending: bool = False
-    finished: bool = False
-    failures: int = 0
-    best: float | None = None
-    best_epoch: float = 0.0
-    best_step: int = 0
-    loss_sum: float = 0.0
-    loss_rows: int = 0
-    seconds: float = 0.0
-    rows: int = 0
-    found: dict[str, int] = field(default_factory=dict)
-    past: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dict[str, Any]:
@@ -624,46 +581,6 @@ class Trainer:
         spent, self._clock = now - self._clock, now
         self.seconds[what] = self.seconds.get(what, 0.0) + spent
         return spent
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for.
-
-    Raises:
-        ValueError: cuda is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device: cuda is not available here; use train.device=cpu")
-    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
-
-
-def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Return whether the network computes in bfloat16: asked for, or auto and fast on the device."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc hand freed blocks out again instead of returning them to the system.
-
-    A batch needs blocks of tens of megabytes; by default each of them is mapped, zeroed page by page
-    and unmapped at every step, which costs about a tenth of it. Elsewhere this does nothing.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-            mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-
-
-def peak_memory() -> int:
-    """Return the largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _every(period: int | None, step: int) -> bool:
