@@ -7,6 +7,7 @@ import re
 import string
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -35,12 +36,23 @@ SHARINGS = st.one_of(
     st.builds("qr(collisions={})".format, st.integers(2, 9)),
     st.builds("multiplex(lookups={}, subtables={})".format, st.integers(1, 4), st.integers(1, 3)),
 )
+COUNTED = st.one_of(
+    st.builds(
+        "{}(private={})".format,
+        st.sampled_from(["frequency", "double_frequency"]),
+        st.sampled_from([0.1, 0.5, 0.9]),
+    ),
+    st.builds("frequency_cut(rest={})".format, st.sampled_from(["row", "zero"])),
+)
 WIDTHS = st.one_of(
     st.just("uniform"),
     st.builds("mde(power_of_two={})".format, st.sampled_from(["true", "false"])),
     st.builds("mde(alpha={})".format, st.sampled_from([0.0, 0.2, 0.5, 1.0])),
+    st.builds("lowrank(shared={})".format, st.sampled_from(["true", "false"])),
 )
-METHODS = st.builds("{}+{}+{}".format, SHARINGS, WIDTHS, st.sampled_from(["fp32", "fp16", "int8"]))
+PRECISIONS = st.sampled_from(["fp32", "fp16", "int8"])
+METHODS = st.builds("{}+{}+{}".format, st.one_of(SHARINGS, COUNTED), WIDTHS, PRECISIONS)
+UNCOUNTED = st.builds("{}+{}+{}".format, SHARINGS, WIDTHS, PRECISIONS)
 DIMS = st.integers(1, 9)
 
 
@@ -53,7 +65,10 @@ def worlds(draw: st.DrawFn) -> tuple[list[Feature], dict[str, Vocabulary], dict]
     for number in range(tables):
         table, dim = f"t{number}", draw(DIMS)
         rows = draw(st.integers(1, 400))
-        vocabularies[table] = Vocabulary(rows)
+        counts = np.random.default_rng(rows).zipf(1.5, rows).clip(max=1000)
+        falling = draw(st.booleans())
+        counts = np.sort(counts)[::-1].copy() if falling else counts
+        vocabularies[table] = Vocabulary(rows, counts=counts)
         for reader in range(draw(st.integers(1, 2))):
             name = f"{table}_{reader}"
             pooling: Any = draw(st.sampled_from(POOLINGS))
@@ -131,7 +146,7 @@ def _vector(tables: EmbeddingTables, features: list, wanted: Feature, id_: int) 
 @settings(max_examples=100)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 10**7), DIMS), min_size=1, max_size=6),
-    method=METHODS,
+    method=UNCOUNTED,
     ratios=st.tuples(st.floats(0.001, 1.5), st.floats(0.001, 1.5)),
 )
 def test_plans_keep_any_budget(sizes, method: str, ratios: tuple[float, float]) -> None:
