@@ -5,7 +5,8 @@
 25 tables of 100,000 ids and one of 1,000 (mixed widths need a difference), batch 4096, Zipf ids, one
 id a bag, equal output width, 20 % of the bytes (fp16 and int8 have their own). Train step: look-up,
 backward and row-wise Adagrad of the tables alone, so that no network hides their cost. Inference:
-look-up in the packed tables. All take turns in every round; ratios are medians over rounds.
+look-up in the packed tables. All take turns in every round; ratios are medians over rounds. Widths
+that are searched for train as full tables do; what they pack is measured by bench.packed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bench.common import write_result
-from bench.row_store import TABLES, draw_ids, in_turns, ratio
+from bench.row_store import TABLES, ZIPF, draw_ids, in_turns, ratio
 from embtables import EmbeddingTables, Feature, PackedTables, RowWiseAdagrad, Vocabulary
-from embtables.compressor import precisions, sharings, widths
+from embtables.compressor import Pairs, precisions, sharings, widths
 from embtables.torchrec_types import KeyedJaggedTensor
 
 ROWS, SMALL, BATCH, RATIO = 100_000, 1000, 4096, 0.2
@@ -38,8 +40,23 @@ VARIANTS = [
 
 def methods() -> list[str]:
     """Return every registered method alone, and the variants, without the baseline."""
-    names = [*sharings.names(), *widths.names(), *precisions.names(), *VARIANTS]
+    fixed = [n for n in widths.names() if not (cls := widths.get(n)).search(cls.Config())]
+    names = [*sharings.names(), *fixed, *precisions.names(), *VARIANTS]
     return [name for name in names if name not in ("full", "uniform", "fp32")]
+
+
+class Together:
+    """Ids of near places that occur together, for graph clusters."""
+
+    def partner(self, table: str) -> str:
+        """Return another table of the same size."""
+        return "f2" if table == "f1" else "f1"
+
+    def pairs(self, left: str, right: str) -> Pairs:
+        """Return the ids of two tables in as many rows as they have ids."""
+        near = np.arange(ROWS)
+        sizes = [SMALL if table == "f0" else ROWS for table in (left, right)]
+        return Pairs(near * sizes[0] // ROWS, near * sizes[1] // ROWS, np.ones(ROWS))
 
 
 def build(table: str, dim: int) -> EmbeddingTables:
@@ -48,12 +65,18 @@ def build(table: str, dim: int) -> EmbeddingTables:
     sized = table != "full" and not table.startswith(("fp16", "int8"))
     return EmbeddingTables(
         features,
-        {f.table: Vocabulary(ROWS if number else SMALL) for number, f in enumerate(features)},
+        {f.table: vocabulary(ROWS if number else SMALL) for number, f in enumerate(features)},
         table=table,
         ratio=RATIO if sized else None,
         optimizer=RowWiseAdagrad(lr=0.01),
         backend="native",
+        interactions=Together(),
     )
+
+
+def vocabulary(rows: int) -> Vocabulary:
+    """Return ids whose training counts fall as Zipf's law says."""
+    return Vocabulary(rows, counts=(rows / np.arange(1, rows + 1) ** ZIPF).astype(np.int64))
 
 
 def measure(dim: int, threads: int, rounds: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.common import write_result
+from bench.compressors import read
 from bench.row_store import TABLES, ZIPF, in_turns, ratio
 from embtables import EmbeddingTables, Feature, PackedTables, Vocabulary
 from embtables.compressor import widths
@@ -123,12 +124,6 @@ def measure(dim: int, precision: str, threads: int, rounds: int) -> list[dict[st
         }
         for name in works
     ]
-
-
-def read(packed: PackedTables, batch: KeyedJaggedTensor) -> None:
-    """Look a batch up."""
-    with torch.no_grad():
-        packed.lookup(batch)
 
 
 if __name__ == "__main__":

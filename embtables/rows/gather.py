@@ -106,10 +106,7 @@ class Gather:
         """Read rows [K, n]; while training keep what the backward needs."""
         probes, n = rows.shape
         side_by_side = segments.single and bags is None
-        place = self._memory.take("place", probes * n, dtype=torch.int64)
-        parallel.call(
-            kernels.places, rows, self.reader.base, segments.bounds, side_by_side, self._skips, place,
-        )  # fmt: skip
+        place = _places(self.reader, rows, segments, side_by_side, self._memory)
         product, stored = self.combine == "mult" and probes > 1, stored_rows(self.arena)
         if bags is not None and not product:
             columns = probes if self.combine == "concat" else 1
@@ -129,6 +126,16 @@ class Gather:
         if side_by_side:
             out = out.view(-1, len(segments.lengths), out.shape[1])
         return Gathered(place, out, products, bags=bags)
+
+
+def _places(
+    reader: ArenaReader, rows: Tensor, segments: Segments, side_by_side: bool, memory: Buffers
+) -> Tensor:
+    """Return the arena rows [n * K] of rows [K, n], those of an id together."""
+    place = memory.take("place", rows.numel(), dtype=torch.int64)
+    skips = reader.skips or None  # None compiles a kernel that does not look
+    parallel.call(kernels.places, rows, reader.base, segments.bounds, side_by_side, skips, place)
+    return place
 
 
 def _added_up(
@@ -177,11 +184,7 @@ class PrunedGather:
 
         assert len(rows) == 1, "widths that prune need sharings that read one row an id"
         side_by_side = segments.single and bags is None
-        place = self._memory.take("place", rows.shape[1], dtype=torch.int64)
-        skips = self.reader.skips or None
-        parallel.call(
-            kernels.places, rows, self.reader.base, segments.bounds, side_by_side, skips, place
-        )
+        place = _places(self.reader, rows, segments, side_by_side, self._memory)
         out = self._memory.take("vectors", len(place), self.arena.dim)
         scale = getattr(self.arena, "scale", NOTHING)
         parallel.call(
