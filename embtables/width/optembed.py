@@ -147,8 +147,8 @@ def evolve(
     """Return the fittest widths found by evolution.
 
     Equal widths are among the first generation. Parents are the fittest of all that were ever measured;
-    a child takes each width from either of two parents and draws one in ten anew. None is measured
-    twice.
+    a child takes each width from either of two parents and draws one in ten anew. Widths are drawn
+    uniformly by their logarithm: small budgets leave narrow ones. None is measured twice.
 
     Args:
         largest: width of each table at most; 1 at least.
@@ -167,12 +167,15 @@ def evolve(
         scores[genome] = fitness(genome)
         return True
 
-    for width in np.unique(np.linspace(1, most, max(population // 2, 1)).round().astype(int)):
+    def draw() -> np.ndarray:
+        return np.exp(rng.random(len(largest)) * np.log1p(largest)).astype(int)
+
+    for width in np.unique(np.geomspace(1, most, max(population // 2, 1)).round().astype(int)):
         measure(np.full(len(largest), width))
     for _ in range(10 * population):
         if len(scores) >= population:
             break
-        measure(rng.integers(1, np.array(largest) + 1))
+        measure(draw())
     for _ in range(generations):
         parents = sorted(scores, key=scores.__getitem__, reverse=True)[: max(population // 2, 2)]
         born = 0
@@ -182,8 +185,7 @@ def evolve(
             pair = rng.choice(len(parents), 2)
             first, second = (np.array(parents[one]) for one in pair)
             child = np.where(rng.random(len(largest)) < 0.5, first, second)
-            drawn = rng.integers(1, np.array(largest) + 1)
-            born += measure(np.where(rng.random(len(largest)) < 0.1, drawn, child))
+            born += measure(np.where(rng.random(len(largest)) < 0.1, draw(), child))
     return max(scores, key=scores.__getitem__)
 
 
@@ -223,7 +225,7 @@ class OptEmbed(PrunedWidth):
             default=10.0, gt=0, description="training count at which a row is worth half"
         )
         population: int = Field(default=20, ge=2, description="candidates of the first generation")
-        generations: int = Field(default=10, ge=0, description="generations after the first")
+        generations: int = Field(default=30, ge=0, description="generations after the first")
         eval_rows: int | None = Field(
             default=100_000, ge=1, description="validation rows that measure a candidate; null: all"
         )
