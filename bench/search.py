@@ -6,10 +6,10 @@
 
 DCN-V2 on MovieLens-1M, DeepFM on Frappe_x1, AutoInt on two million synthetic rows, at 50 .. 1 % of the
 bytes of the full table. All train with the settings of their recipe in every stage; the epoch and
-whatever a search decides are chosen on validation. Cost is the time of all stages, training and the
-search at their ends, over that of the full table's training (runs share the machine: read it as about),
-and the same for the rows trained on, validation rows of a search included. A size that a method cannot
-reach stays in the table as its reason.
+whatever a search decides are chosen on validation. Cost is the number of rows trained on in all
+stages, validation rows of a search included, over that of the full table's training; the seconds of
+every stage, and of the search at its end, stand in the result (runs share the machine). A size that a
+method cannot reach stays in the table as its reason.
 """
 
 from __future__ import annotations
@@ -84,26 +84,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             continue
         line = describe(cell, found)
         if "test" in line and plain is not None:
-            line["cost"] = {key: cost / plain[key] for key, cost in (_cost(found) or {}).items()}
+            line["cost"] = (_cost(found) or 0.0) / plain
             line["stages"] = [one["stages"] for one in found if "failure" not in one]
         lines.append(line)
     return write_result(question, {"cells": lines})
 
 
-def _cost(outcomes: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Return the mean rows and seconds of all stages, or None where every run failed."""
-    stages = [one["stages"] for one in outcomes if "failure" not in one]
-    if not stages:
-        return None
-
-    def mean(*keys: str) -> float:
-        return statistics.fmean(sum(one[key] for one in run for key in keys) for run in stages)
-
-    return {"rows": mean("rows"), "seconds": mean("train_seconds", "search_seconds")}
+def _cost(outcomes: list[dict[str, Any]]) -> float | None:
+    """Return the mean rows of all stages, or None where every run failed."""
+    runs = [one["stages"] for one in outcomes if "failure" not in one]
+    return statistics.fmean(sum(one["rows"] for one in run) for run in runs) if runs else None
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{'table':32}{'AUC':>18}{'logloss':>18}{'bytes':>12}{'ratio':>8}{'time':>7}{'rows':>7}")
+    print(f"{'table':32}{'AUC':>18}{'logloss':>18}{'bytes':>12}{'ratio':>8}{'cost':>7}")
     for line in result["cells"]:
         if "test" not in line:
             print(f"{line['name']:32} failed: {line['failures'][0][:90]}")
@@ -112,8 +106,7 @@ def show(result: dict[str, Any]) -> None:
         print(
             f"{line['name']:32}{spread_text(line['test']['auc']):>18}"
             f"{spread_text(line['test']['logloss']):>18}{size['file']:12,}"
-            f"{size['file'] / size['uncompressed']:8.4f}"
-            + "".join(f"{line['cost'][key]:7.2f}" for key in ("seconds", "rows") if "cost" in line)
+            f"{size['file'] / size['uncompressed']:8.4f}{line.get('cost', float('nan')):7.2f}"
         )
 
 
