@@ -62,14 +62,25 @@ def arguments(description: str | None, needs_data: bool = True) -> argparse.Argu
     return parser
 
 
-def run_cells(question: str, cells: Sequence[Cell], options: argparse.Namespace) -> dict[str, Any]:
-    """Run what is missing, print the table, write ``results/<question>.json`` and return it."""
-    outcomes = run_seeds(question, cells, range(options.seeds), options)
-    by_cell = [describe(cell, found) for cell, found in zip(cells, outcomes, strict=True)]
-    folders = [folder_of(question, cell, 0, options) for cell in cells]
-    result = {"seeds": options.seeds, "environment": _environment(folders), "cells": by_cell}
+def run_cells(
+    question: str,
+    cells: Sequence[Cell],
+    options: argparse.Namespace,
+    chosen: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Run what is missing, print the table, write ``results/<question>.json`` and return it.
+
+    The lines of cells that are not `chosen` by name stay what they are.
+    """
+    wanted = [cell for cell in cells if chosen is None or cell.name in chosen]
+    outcomes = run_seeds(question, wanted, range(options.seeds), options)
+    lines = {line["name"]: line for line in known_cells(question)}
+    for cell, found in zip(wanted, outcomes, strict=True):
+        where = _environment(folder_of(question, cell, 0, options))
+        lines[cell.name] = describe(cell, found) | {"environment": where}
+    by_cell = [lines[cell.name] for cell in cells if cell.name in lines]
     print_table(by_cell)
-    return write_result(question, result)
+    return write_result(question, {"seeds": options.seeds, "cells": by_cell})
 
 
 def run_seeds(
@@ -191,10 +202,10 @@ def spread_text(metric: dict[str, Any] | None) -> str:
     return f"{metric['mean']:.5f}{spread}"
 
 
-def _environment(folders: Sequence[Path]) -> dict[str, Any]:
-    """Return where the first run was made, without its command line, which names paths."""
-    files = [folder / "env.json" for folder in folders]
-    found = next((json.loads(file.read_text()) for file in files if file.exists()), {})
+def _environment(folder: Path) -> dict[str, Any]:
+    """Return where a run was made, without its command line, which names paths."""
+    file = folder / "env.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
     found.pop("command", None)
     return found
 

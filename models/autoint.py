@@ -41,6 +41,11 @@ class AttentionConfig(ModelConfig):
     residual: bool = Field(True, description="add the layer's input to its output")
     scale: bool = Field(True, description="divide scores by the square root of the head width")
     layer_norm: bool = Field(False, description="LayerNorm before the final ReLU of each layer")
+    head_split: Literal["width", "flat"] = Field(
+        "width",
+        description="width: a head has its part of every vector; flat: its part of the fields, as in "
+        "published runs",
+    )
     wide: bool = Field(False, description="add first-order weights")
     dropout: Dropout = Field(0.0, description="on the attention weights")
 
@@ -65,6 +70,10 @@ class InteractingLayer(nn.Module):
 
     Projections have no bias; the residual is projected only where widths differ (FuxiCTR).
 
+    With ``head_split="flat"`` the F * A projected numbers of a row are cut into H pieces where they
+    lie, and each is read as F vectors of A / H, so that a head sees a part of the fields. FuxiCTR
+    computed this until its issue 30 was mended (June 2022), and so did the runs on the BARS boards.
+
     Args:
         inputs: width of the vectors that come in.
         config: attention_dim A, heads H and the switches.
@@ -74,6 +83,7 @@ class InteractingLayer(nn.Module):
         super().__init__()
         width = config.attention_dim
         self.heads, self.dropout = config.heads, config.dropout
+        self.flat = config.head_split == "flat"
         self.scale = (width // config.heads) ** -0.5 if config.scale else 1.0
         self.query = linear(inputs, width, bias=False)
         self.key = linear(inputs, width, bias=False)
@@ -87,21 +97,26 @@ class InteractingLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, F, A] from [B, F, inputs]."""
         weights = torch.cat((self.query.weight, self.key.weight, self.value.weight))
-        out = self._attend(functional.linear(x, weights))
+        projected = functional.linear(x, weights)
+        out = self._attend_flat(projected) if self.flat else self._attend(projected, self.heads)
         if self.residual is not None:
             out = out + self.residual(x)
         return functional.relu(self.norm(out))
 
-    def _attend(self, projected: Tensor) -> Tensor:
+    def _attend_flat(self, projected: Tensor) -> Tensor:
+        """Return [B, F, A] of [B, F, 3 A]; a head's piece of a row is handled as a row."""
+        batch, fields, width = projected.shape
+        pieces = [part.reshape(batch * self.heads, fields, -1) for part in projected.chunk(3, 2)]
+        return self._attend(torch.cat(pieces, 2), 1).reshape(batch, fields, width // 3)
+
+    def _attend(self, projected: Tensor, heads: int) -> Tensor:
         """Return softmax(Q K^T * scale) V, [B, F, A], of Q, K and V side by side [B, F, 3 A]."""
         dropout = self.dropout if self.training else 0.0
         if projected.device.type == "cpu" and not dropout and projected.dtype != torch.float64:
             from models.attention import attend
 
-            return attend(projected, self.heads, self.scale)
-        q, k, v = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected.chunk(3, 2)
-        )
+            return attend(projected, heads, self.scale)
+        q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in projected.chunk(3, 2))
         out = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         return out.transpose(1, 2).flatten(2)
 

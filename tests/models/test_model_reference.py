@@ -194,6 +194,23 @@ def test_interacting_layer(width: int, scale: bool, residual: bool, layer_norm: 
     assert ("residual.weight" in dict(layer.named_parameters())) == (residual and width != 4)
 
 
+def test_heads_split_flat() -> None:
+    """Two heads over three fields of width 4: each head reads six half vectors of 1.5 fields."""
+    options = {"heads": 2, "attention_dim": 4, "residual": False}
+    layer = InteractingLayer(4, AutoIntConfig.model_validate(options | {"head_split": "flat"}))
+    layer = layer.double()
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    q, k, v = ((x @ w.T).flatten(1) for w in layer.parameters())
+    pieces = []
+    for h in range(2):
+        halves = [part[:, 6 * h : 6 * h + 6].view(5, 3, 2) for part in (q, k, v)]
+        scores = torch.einsum("bic,bjc->bij", halves[0], halves[1]) / math.sqrt(2)
+        pieces.append((scores.softmax(2) @ halves[2]).flatten(1))
+    expected = torch.cat(pieces, 1).view(5, 3, 4).clamp(min=0)
+    assert_close(layer(x), expected)
+    assert_close(layer.float()(x.float()), expected.float())  # by the kernels
+
+
 @pytest.mark.parametrize("kind", ["autoint", "autoint_plus"])
 @pytest.mark.parametrize("wide", [False, True])
 def test_autoint(kind: str, wide: bool) -> None:
