@@ -285,15 +285,13 @@ def _check_needs(
         return
     if most == 1 and not narrow and (needs == "one row" or not shared):
         return
-    takes = ["full", "hash", "frequency", "frequency_cut", "graphhash"]
-    wide = any(table.width > table.dim for table in tables)
-    takes += ["multiplex"] if needs == "one row" and not wide else []
     does = "lets several tables read one row"
     if most > 1:
         does = f"makes one vector of {most} rows"
     elif narrow:
         does = "has rows of the model's width alone"
+    own = "rows of its own" if needs == "own rows" else needs
     raise ValueError(
-        f"{config.width.kind} takes a sharing that reads {needs.replace('own rows', 'rows of its own')} "
-        f"an id, and {config.sharing.kind} {does}; use {', '.join(takes)}, or another width"
+        f"{config.width.kind} takes a sharing that reads {own} an id, and {config.sharing.kind} {does}; "
+        "use one that does, such as full, hash or frequency_cut, or another width"
     )

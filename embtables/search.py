@@ -28,6 +28,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
@@ -104,6 +105,7 @@ class Search(ABC, Generic[W]):
         groups: the groups that use it.
         widths: their width modules.
         physical: the physical tables they read, by name.
+        first_of: logical table -> the (first) physical table that its ids read.
 
     Raises:
         ValueError: a table without training counts, where the method needs them (`counted`).
@@ -123,6 +125,11 @@ class Search(ABC, Generic[W]):
         read = (name for group in self.groups for column in group.read.tables for name in column)
         named = dict.fromkeys(read)
         self.physical: dict[str, RowTable] = {name: tables.store.tables[name] for name in named}
+        self.first_of = {
+            table.name: group.read.tables[0][segment]
+            for group in self.groups
+            for segment, table in enumerate(group.tables)
+        }
         self.placed: dict[str, Placed] = {
             row.name: one for one in tables.plan.values() for row in one.places if row.name in named
         }
@@ -147,6 +154,11 @@ class Search(ABC, Generic[W]):
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What is learned of the structure in this stage; not trained by the run's optimizers."""
+        return []
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """What the width modules remember of the rows they have seen while training."""
         return []
 
     def begin(self, stage: Stage) -> None:
@@ -183,7 +195,7 @@ class Search(ABC, Generic[W]):
             ValueError: the byte budget cannot be met.
         """
 
-    @property
+    @cached_property
     def limit(self) -> float:
         """Bytes that the searched tables may take when packed: rows, and what their widths keep.
 

@@ -170,6 +170,11 @@ class Trainer:
             self.search.begin(self.stage)
             structure = self.search.parameters
         self.structure = structure
+        # What a forward pass moves (batch normalisation): held-out rows must leave no trace there.
+        self.statistics = [
+            *self.model.buffers(),
+            *([] if self.search is None else self.search.statistics),
+        ]
         for parameter in structure:
             parameter.requires_grad_(self.stage.structure == "train")
         self.model.requires_grad_(self.stage.network)
@@ -339,9 +344,12 @@ class Trainer:
         if held_out is not None:
             for parameter in self.structure:
                 parameter.requires_grad_(True)
+            before = [(statistic, statistic.clone()) for statistic in self.statistics]
             loss = self._loss(held_out) + search.penalty()
             grads = torch.autograd.grad(loss, self.structure)
             self.tables.zero_grad()
+            for statistic, value in before:
+                statistic.copy_(value)
             for parameter, grad in zip(self.structure, grads, strict=True):
                 parameter.requires_grad_(False)
                 parameter.grad = grad

@@ -51,7 +51,7 @@ import torch
 from torch import Tensor, nn
 
 from embtables.compressor import Parts, Precision, RowTable
-from embtables.sharing._kept import _directory, _ones
+from embtables.sharing._kept import ones, rank_directory
 
 ROW_BITS = 40
 RUNS, VALUE, STORED, COLUMN, WIDTH, WORD, RANK = range(7)
@@ -368,7 +368,7 @@ def _pack_table(pieces: _Pieces, parts: Parts, pattern: _Pattern, form: Form) ->
     word, block, stored = -1, 0, np.arange(len(pattern.bits))
     if form.directory:
         kept = pattern.stored()
-        words, ranks = _directory(kept)
+        words, ranks = rank_directory(kept)
         word, block = pieces.add("words", words), pieces.add("ranks", ranks)
         stored = np.flatnonzero(kept)
     pack = _pack_sparse if form.sparse else _pack_blocks
@@ -505,7 +505,7 @@ class PrunedArena(nn.Module):
         before = torch.where(below >= 64, -1, (1 << shift) - 1)
         ranks = self.ranks[(layout[:, RANK] + (row >> 9)).clamp(0, len(self.ranks) - 1)]
         own = ((bits >> shift & 1).bool() & (below >= 0) & (below < 64)).any(1)
-        rank = torch.where(own, ranks + _ones(bits & before).sum(1), -1)
+        rank = torch.where(own, ranks + ones(bits & before).sum(1), -1)
         return torch.where(word < 0, row, rank)
 
     def _block(self, table: Tensor, layout: Tensor, rank: Tensor) -> Tensor:
@@ -538,7 +538,7 @@ class PrunedArena(nn.Module):
         place = group.unsqueeze(1) + bytes_of_eight
         own = (rank & 7).unsqueeze(1) * size
         masks = self.masks[place.clamp(max=len(self.masks) - 1)].long()
-        before = torch.where(bytes_of_eight < own, _ones(masks), 0).sum(1)
+        before = torch.where(bytes_of_eight < own, ones(masks), 0).sum(1)
         mine = masks.gather(1, own + torch.arange(size, device=at.device))
         bits = (mine.unsqueeze(2) >> torch.arange(8, device=at.device) & 1).flatten(1)
         counts = bits.sum(1)

@@ -87,7 +87,7 @@ class Kept(nn.Module):
                 chosen = np.zeros(table.rows, bool)
                 if table.counts is not None:
                     chosen = most_frequent(table.counts, count)
-                for held, new in zip((words, ranks), _directory(chosen), strict=True):
+                for held, new in zip((words, ranks), rank_directory(chosen), strict=True):
                     held.append(new)
                 word, block = word + len(words[-1]), block + len(ranks[-1])
         self.register_buffer("words", torch.from_numpy(np.concatenate(words)))
@@ -142,14 +142,14 @@ class Kept(nn.Module):
         bits = self.words[at.clamp(0, len(self.words) - 1)]
         below = (ids % _BLOCK).unsqueeze(-1) - _WORD * eight
         before = torch.where(below >= _WORD, -1, (1 << below.clamp(0, _WORD - 1)) - 1)
-        place = self.ranks[block] + _ones(bits & before).sum(-1)
+        place = self.ranks[block] + ones(bits & before).sum(-1)
         inside = (below >= 0) & (below < _WORD)
         own = (bits >> below.clamp(0, _WORD - 1) & 1).bool() & inside
         found = torch.where(own.any(-1), place, -1)
         return torch.where(word == _PREFIX, prefix, found)
 
 
-def _directory(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rank_directory(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the words and ranks of bits [n]: int64 [ceil(n / 64)] and int32 [ceil(n / 512)]."""
     padded = np.zeros(-(-len(chosen) // _WORD) * _WORD, bool)
     padded[: len(chosen)] = chosen
@@ -158,7 +158,7 @@ def _directory(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return words, (np.cumsum(counts) - counts).astype(np.int32)
 
 
-def _ones(bits: Tensor) -> Tensor:
+def ones(bits: Tensor) -> Tensor:
     """Return the number of ones in each int64 (Warren, Hacker's Delight, section 5-1)."""
     bits = bits - ((bits >> 1) & 0x5555555555555555)
     bits = (bits & 0x3333333333333333) + ((bits >> 2) & 0x3333333333333333)

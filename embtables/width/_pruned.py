@@ -10,6 +10,7 @@ Shape letters: S segments of a group, R rows of a physical table, d numbers in a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -99,6 +100,15 @@ P = TypeVar("P", bound=PrunedWidth)
 
 class PruningSearch(Search[P]):
     """A search that ends with zeros in the rows, as many as the byte budget asks for."""
+
+    @cached_property
+    def share(self) -> float:
+        """The budget over the bytes of the unpruned rows, at most 1."""
+        dense = sum(
+            table.rows * self.placed[name].precision.row_bytes(table.dim)
+            for name, table in self.physical.items()
+        )
+        return min(self.limit / dense, 1.0)
 
     def prune(
         self,

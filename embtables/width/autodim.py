@@ -56,6 +56,13 @@ class AutoDimSearch(Search["AutoDim"]):
         """Weights a of each group, [tables, candidates]."""
         return [width.choice for width in self.widths if width.searches]
 
+    @property
+    def statistics(self) -> list[Tensor]:
+        """Means and variances of the batch normalisation."""
+        return [
+            s for width in self.widths if width.searches for s in (width.means, width.variances)
+        ]
+
     def begin(self, stage: Stage) -> None:
         """Refuse a budget that cannot be met before anything is trained."""
         if stage.structure is not None:
@@ -82,8 +89,7 @@ class AutoDimSearch(Search["AutoDim"]):
         """Choose a candidate for each table, at the end of the search."""
         if stage.structure is None:
             return None
-        width_of, physical = self._width_of(), self._physical_of()
-        chosen = self._chosen()
+        width_of, chosen = self._width_of(), self._chosen()
         found = {name: width_of[name].dims[place] for name, place in chosen.items()}
 
         def fill(tables: EmbeddingTables) -> None:
@@ -91,28 +97,20 @@ class AutoDimSearch(Search["AutoDim"]):
                 return
             new = {n: w for w in AutoDimSearch(self.config, tables).widths for n in w.names}
             for name, place in chosen.items():
-                rows = new[name].take(width_of[name], name, place, self.rows(physical[name]))
-                tables.store.load(physical[name], rows)
+                physical = self.first_of[name]
+                rows = new[name].take(width_of[name], name, place, self.rows(physical))
+                tables.store.load(physical, rows)
 
         return Rebuild(found, fill)
 
     def _width_of(self) -> dict[str, AutoDim]:
         return {name: width for width in self.widths for name in width.names}
 
-    def _physical_of(self) -> dict[str, str]:
-        return {t.name: g.read.tables[0][s] for g in self.groups for s, t in enumerate(g.tables)}
-
     def _chosen(self) -> dict[str, int]:
         """Return the place of the candidate of each logical table, by what is known now."""
-        width_of, physical = self._width_of(), self._physical_of()
-        return choose(
-            {name: width.worths(name) for name, width in width_of.items()},
-            {name: self._costs(physical[name]) for name in width_of},
-            self.limit,
-        )
-
-    def _costs(self, physical: str) -> list[int]:
-        return costs_of(self.placed[physical], self.physical[physical])
+        costs = {n: costs_of(self.placed[p], self.physical[p]) for n, p in self.first_of.items()}
+        worths = {name: width.worths(name) for name, width in self._width_of().items()}
+        return choose(worths, costs, self.limit)
 
     @classmethod
     def least(cls, placed: Placed, place: RowTable) -> int:

@@ -99,16 +99,11 @@ class DNISSearch(PruningSearch["DNIS"]):
 
     def _set_price(self, cells: Sequence[Cells], done: float) -> None:
         """Raise or lower the price of a byte after a part of the search."""
-        dense = sum(
-            table.rows * self.placed[name].precision.row_bytes(table.dim)
-            for name, table in self.physical.items()
-        )
-        share = min(self.limit / dense, 1.0)
-        allowed = 1 - (1 - share) * min(done / _SHRINKING, 1.0)
+        allowed = 1 - (1 - self.share) * min(done / _SHRINKING, 1.0)
         kept = sum(float((one.rows * one.alpha).sum()) for one in cells)
         kept /= sum(float(one.rows.sum()) * one.alpha.shape[1] for one in cells)
         for one in cells:
-            if share < 1 and not one.price and one.alpha.grad is not None:
+            if self.share < 1 and not one.price and one.alpha.grad is not None:
                 one.price.copy_(_FIRST_PRICE * one.alpha.grad.abs().mean())
             one.price.mul_(_RISE if kept > allowed else 1 / _RISE)
 

@@ -48,20 +48,14 @@ class Components(Search["LowRank"]):
 
     def begin(self, stage: Stage) -> None:
         """Refuse a budget that cannot be met before anything is trained."""
-        names = self._names()
-        self._ranks(names, {n: torch.zeros(self.placed[p].table.dim) for n, p in names.items()})
-
-    def _names(self) -> dict[str, str]:
-        """Return logical -> physical table."""
-        return {t.name: g.read.tables[0][s] for g in self.groups for s, t in enumerate(g.tables)}
+        self._ranks({n: torch.zeros(self.placed[p].table.dim) for n, p in self.first_of.items()})
 
     @torch.no_grad()
     def end(self, stage: Stage, fitness: Fitness) -> Rebuild:
         """Reduce the tables."""
-        names = self._names()
-        reads = self.reads()
+        names, reads = self.first_of, self.reads()
         found = {n: principal(self.rows(p).double(), reads[p]) for n, p in names.items()}
-        ranks = self._ranks(names, {name: values for name, (_, values, _) in found.items()})
+        ranks = self._ranks({name: values for name, (_, values, _) in found.items()})
 
         @torch.no_grad()
         def fill(tables: EmbeddingTables) -> None:
@@ -80,14 +74,14 @@ class Components(Search["LowRank"]):
 
         return Rebuild(ranks, fill)
 
-    def _ranks(self, names: dict[str, str], variances: dict[str, Tensor]) -> dict[str, int]:
+    def _ranks(self, variances: dict[str, Tensor]) -> dict[str, int]:
         """Return the rank of each logical table: components by variance a byte until none fits.
 
         Raises:
             ValueError: rank one of all tables does not fit.
         """
-        costs = {n: costs_of(self.placed[p], self.physical[p]) for n, p in names.items()}
-        place = dict.fromkeys(names, 0)
+        costs = {n: costs_of(self.placed[p], self.physical[p]) for n, p in self.first_of.items()}
+        place = dict.fromkeys(self.first_of, 0)
         left = self.limit - sum(cost[0] for cost in costs.values())
         if left < 0:
             raise ValueError(
@@ -112,7 +106,9 @@ class Components(Search["LowRank"]):
             left -= costs[name][to] - costs[name][place[name]]
             place[name] = to
         return {
-            name: self.placed[names[name]].table.dim if at + 1 == len(costs[name]) else at + 1
+            name: self.placed[self.first_of[name]].table.dim
+            if at + 1 == len(costs[name])
+            else at + 1
             for name, at in place.items()
         }
 

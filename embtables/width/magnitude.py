@@ -53,19 +53,12 @@ class MagnitudeSearch(PruningSearch["Magnitude"]):
             rows = {name: self.rows(name) for name in self.physical}
             stride = 1 + sum(table.numel() for table in rows.values()) // _SAMPLE
             sample = torch.cat([table.flatten()[::stride] for table in rows.values()])
-            share = self._most() * (1 - 0.001 ** (step / steps)) / 0.999
+            # What indices take is left to the end.
+            share = (1 - max(self.share, 0.0)) * (1 - 0.001 ** (step / steps)) / 0.999
             threshold = torch.quantile(sample.abs().float(), share)
             for name, table in rows.items():
                 self.set_rows(name, torch.where(table.abs() >= threshold, table, 0.0))
         return False
-
-    def _most(self) -> float:
-        """Return S; what indices take is left to the end."""
-        dense = sum(
-            table.rows * self.placed[name].precision.row_bytes(table.dim)
-            for name, table in self.physical.items()
-        )
-        return min(max(1 - self.limit / dense, 0.0), 1.0)
 
     @torch.no_grad()
     def end(self, stage: Stage, fitness: Fitness) -> None:
