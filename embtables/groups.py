@@ -75,10 +75,10 @@ class Group(nn.Module):
         features: [S], sorted by pooling as `build_groups` does: sum, mean, none.
         placed: [S] what the budget decided for the table of each.
         vocabularies: [S].
+        by_id: bags are added up after `Width.decode`, because someone looks at the vector of each id.
 
     Attributes:
         tables: [S] logical table of each feature.
-        by_id: bags are added up after `Width.decode`, because someone looks at the vector of each id.
     """
 
     limits: Tensor
@@ -90,6 +90,7 @@ class Group(nn.Module):
         features: Sequence[Feature],
         placed: Sequence[Placed],
         vocabularies: Sequence[Vocabulary],
+        by_id: bool = False,
     ) -> None:
         super().__init__()
         self.features = tuple(features)
@@ -99,13 +100,15 @@ class Group(nn.Module):
         places = [one.places for one in placed]
         config = placed[0].config
         self.sharing: Sharing = sharings.get(config.sharing.kind)(config.sharing, tables, places)
+        self.width: Width = widths.get(config.width.kind)(config.width, tables)
+        self.by_id = by_id
+        sums = self.width.linear and not by_id and self.sharing.combine != "mult"
         self.read = Read(
             tuple(tuple(t.name for t in column) for column in zip(*places, strict=True)),
             self.sharing.combine,
             self.sharing.skips,
+            len(self.pooled) if sums else 0,
         )
-        self.width: Width = widths.get(config.width.kind)(config.width, tables)
-        self.by_id = False
         self.closed = [not vocabulary.open for vocabulary in vocabularies]
         limits = [0 if v.open else v.rows for v in vocabularies]  # 0: any id is inside
         unknown = [-1 if v.oov is None else v.oov for v in vocabularies]
@@ -230,7 +233,10 @@ def as_packed(tensor: Tensor) -> Tensor:
 
 
 def build_groups(
-    features: Sequence[Feature], plan: Plan, vocabularies: Mapping[str, Vocabulary]
+    features: Sequence[Feature],
+    plan: Plan,
+    vocabularies: Mapping[str, Vocabulary],
+    by_id: bool = False,
 ) -> list[Group]:
     """Cut features into groups; the same features and plan always give the same groups."""
     members: dict[object, list[Feature]] = {}
@@ -240,5 +246,6 @@ def build_groups(
     for group in members.values():
         group.sort(key=lambda feature: POOLINGS.index(feature.pooling))
         mine = [plan[feature.table] for feature in group]
-        groups.append(Group(group, mine, [vocabularies[feature.table] for feature in group]))
+        known = [vocabularies[feature.table] for feature in group]
+        groups.append(Group(group, mine, known, by_id))
     return groups

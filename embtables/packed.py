@@ -102,6 +102,8 @@ class PackedTables(Lookup):
 class _FrozenStore(nn.Module):
     """Look-ups in packed arenas; nothing of a row store that trains."""
 
+    weighs = True
+
     def __init__(
         self,
         decided: Plan,

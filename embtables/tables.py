@@ -27,9 +27,12 @@ from embtables.budget import (
 from embtables.compressor import Interactions, Table, TableConfig, parse_table, widths
 from embtables.features import Feature, Vocabulary, by_name
 from embtables.groups import Group, Ids, Keys, as_packed, build_groups
+from embtables.ranks import gathered, ranks
+from embtables.registry import nearest
 from embtables.rows.arena import pooled
 from embtables.rows.optimizers import RowOptimizer
 from embtables.rows.pruned import pruned_bytes
+from embtables.rows.sharding import Sharding, ShardingType
 from embtables.rows.store import Init, RowStore, StoreSpec, backends, float_rows
 from embtables.torchrec_types import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
@@ -58,6 +61,7 @@ class Lookup(nn.Module):
         features: what the model reads.
         vocabularies: by table name.
         decided: the plan of every table.
+        by_id: bags are added up after decoding (`Group.by_id`).
     """
 
     store: RowStore
@@ -68,13 +72,14 @@ class Lookup(nn.Module):
         features: Sequence[Feature],
         vocabularies: Mapping[str, Vocabulary],
         decided: Plan,
+        by_id: bool = False,
     ) -> None:
         super().__init__()
         self.features = tuple(by_name(features).values())
         self.vocabularies = dict(vocabularies)
         self.plan = decided
         self.dims = {feature.name: decided[feature.table].granted for feature in self.features}
-        self.groups = nn.ModuleList(build_groups(self.features, decided, vocabularies))
+        self.groups = nn.ModuleList(build_groups(self.features, decided, vocabularies, by_id))
         self._pooled = [f for f in self.features if f.pooling != "none"]
         self._sequences = [f for f in self.features if f.pooling == "none"]
         self.register_buffer("_columns", self._column_order(), persistent=False)
@@ -98,6 +103,11 @@ class Lookup(nn.Module):
             ValueError: a key is missing from the batch, or an id is outside its vocabulary.
         """
         groups = [cast(Group, group) for group in self.groups]
+        if not self.store.weighs and self._pooled and kjt.weights_or_none() is not None:
+            raise ValueError(
+                "bags with weights are added up in one process only: TorchRec's collections are made "
+                "with or without weights; leave them out, or train without torchrun"
+            )
         single = (kjt.lengths().view(len(kjt.keys()), -1) == 1).all(1).tolist()
         picked = [
             group.check(group.select(kjt, keys, single))
@@ -177,12 +187,13 @@ class EmbeddingTables(Lookup):
         ratio: the same as a share of the uncompressed float32 bytes.
         optimizer: row optimizer, applied by `step`; None leaves rows to any torch optimizer.
         backend: row store: native, reference, torchrec, or auto (native on CPU and torchrec on CUDA
-            where they can, else reference).
+            where they can, else reference). Among several ranks it is torchrec, sharded.
         init: initial values of rows.
         seed: seed of initial values and stochastic rounding; hashes do not depend on it.
         mini_batch_l2: lambda of the mini-batch-aware L2 of DIN (`penalty`).
         interactions: which ids occur together in training rows, for methods that learn from it.
         found: table name -> stored width that a search has found (`embtables.search.Rebuild`).
+        sharding: how tables are shared out, where torch.distributed has several ranks.
         dtype: float type of the computation.
         device: where rows live.
 
@@ -207,6 +218,7 @@ class EmbeddingTables(Lookup):
         mini_batch_l2: float = 0.0,
         interactions: Interactions | None = None,
         found: Mapping[str, int] | None = None,
+        sharding: Sharding | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -220,7 +232,7 @@ class EmbeddingTables(Lookup):
             size,
         )
         decided = with_widths(decided, found or {})
-        super().__init__(features, vocabularies, decided)
+        super().__init__(features, vocabularies, decided, by_id=mini_batch_l2 > 0)
         self.budget = size
         physical = {row.name: row for one in decided.values() for row in one.places}
         precisions = {row.name: one.precision for one in decided.values() for row in one.places}
@@ -233,9 +245,11 @@ class EmbeddingTables(Lookup):
             seed=seed,
             dtype=dtype,
             device=device,
+            sharding=types_of(decided, sharding or Sharding()),
+            strict=sharding is not None and sharding.strict,
         )
         self._spec, self.device = spec, device
-        self.store = backends.get(pick_backend(spec) if backend == "auto" else backend)(spec)
+        self.store = backends.get(pick_backend(spec, backend))(spec)
         generator = torch.Generator().manual_seed(seed)
         for group in self.groups:
             cast(Group, group).sharing.fit(interactions)
@@ -243,11 +257,7 @@ class EmbeddingTables(Lookup):
         for group in self.groups:
             group.to(device=device, dtype=dtype)
         self._columns = self._columns.to(device)
-        self._mini_batch_l2 = None
-        if mini_batch_l2:
-            self._mini_batch_l2 = _MiniBatchL2(self, mini_batch_l2)
-            for group in self.groups:
-                cast(Group, group).by_id = True
+        self._mini_batch_l2 = _MiniBatchL2(self, mini_batch_l2) if mini_batch_l2 else None
         self._penalty = torch.zeros((), dtype=dtype, device=device)
 
     @property
@@ -321,11 +331,7 @@ class EmbeddingTables(Lookup):
 
     def restart(self) -> None:
         """Forget the optimizer's state of all rows, which stay as they are."""
-        state = self.store.training_state()
-        for key, tensor in state.items():
-            if key == "step" or key.startswith("optimizer."):
-                state[key] = torch.zeros_like(tensor)
-        self.store.load_training_state(state)
+        self.store.restart()
 
     def _row_bytes(self, leave: Collection[str] = ()) -> dict[str, int]:
         """Return the packed bytes of the rows of each physical table."""
@@ -413,10 +419,17 @@ class _MiniBatchL2:
             keys = (ids.segments.shape(ids.values) + ids.segments.spread(offsets)).flatten()
             weight = 1 / (self.counts.to(device)[keys] * self._times(keys))
             total = total + (weight * found.square().sum(dim=-1).flatten()).sum()
-        return self.strength / 2 * total
+        # Gradients are averaged over ranks, and this is a sum over all of them.
+        return ranks() * self.strength / 2 * total
 
     def _times(self, keys: Tensor) -> Tensor:
         """Return [n], how often each key occurs in the batch: its ids share one penalty."""
+        if ranks() > 1:
+            every, start = gathered(keys)
+            return self._times_in(every)[start : start + len(keys)]
+        return self._times_in(keys)
+
+    def _times_in(self, keys: Tensor) -> Tensor:
         if keys.device.type == "cpu":
             from embtables.rows.gather import occurrences
 
@@ -425,10 +438,50 @@ class _MiniBatchL2:
         return times[inverse]
 
 
-def pick_backend(spec: StoreSpec) -> str:
-    """Return native on CPU and torchrec on CUDA, unless it refuses what is asked: then reference."""
+def pick_backend(spec: StoreSpec, asked: str) -> str:
+    """Return the name of the row store that a backend stands for.
+
+    Args:
+        spec: what it is to hold.
+        asked: auto is native on CPU and torchrec on CUDA, unless that refuses: then reference. Among
+            several ranks auto and torchrec are sharded.
+
+    Raises:
+        ValueError: a backend of one process among several ranks.
+    """
+    if ranks() > 1:
+        if asked not in ("auto", "torchrec", "sharded"):
+            raise ValueError(
+                f"backend {asked} is of one process, and there are {ranks()} ranks; use backend=torchrec"
+            )
+        return "sharded"
+    if asked != "auto":
+        return asked
     name = "torchrec" if spec.device.type == "cuda" else "native"
     return "reference" if backends.get(name).refusals(spec) else name
+
+
+def types_of(decided: Plan, sharding: Sharding) -> dict[str, ShardingType]:
+    """Return how each physical table is to be sharded.
+
+    Raises:
+        ValueError: a table that does not exist, or two types for one physical table.
+    """
+    for name in sharding.tables.keys() - decided.keys():
+        raise ValueError(
+            f"sharding.tables: there is no table {name!r}.{nearest(name, decided)} "
+            f"Tables: {', '.join(decided)}"
+        )
+    types: dict[str, ShardingType] = {}
+    for name, one in decided.items():
+        kind = sharding.tables.get(name, sharding.type)
+        for row in one.places:
+            if types.setdefault(row.name, kind) != kind:
+                raise ValueError(
+                    f"sharding.tables: {name!r} shares its rows with a table that is to be "
+                    f"{types[row.name]}, not {kind}; name one type for both"
+                )
+    return types
 
 
 def logical_tables(

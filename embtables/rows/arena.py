@@ -65,8 +65,11 @@ class Arena(nn.Module):
 
     def table(self, name: str) -> Parts:
         """Return the stored rows of one table, as views."""
-        start = self.base[name]
-        return {key: part[start : start + self.rows[name]] for key, part in self.parts.items()}
+        return {key: part[self.place(name)] for key, part in self.parts.items()}
+
+    def place(self, name: str) -> slice:
+        """Return where the rows of one table are."""
+        return slice(self.base[name], self.base[name] + self.rows[name])
 
     def gather(self, rows: Tensor, skips: bool = False) -> Tensor:
         """Return float rows [..., d] of arena rows [...]; with `skips` zeros of rows that are -1."""
@@ -212,20 +215,26 @@ class ArenaStore(RowStore):
             part.copy_(stored[key])
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return arenas, optimizer state and step."""
-        flat = {f"rows.{key}": tensor.detach() for key, tensor in self.arenas.state_dict().items()}
-        for name, state in self.state.items():
-            flat |= {f"optimizer.{name}.{key}": tensor for key, tensor in state.items()}
+        """Return rows and optimizer state by table, as views, and the step."""
+        flat = {}
+        for table, name in self.where.items():
+            flat |= {f"rows.{table}.{key}": part for key, part in self.export(table).items()}
+            place = self.arena(name).place(table)
+            for key, tensor in self.state.get(name, {}).items():
+                flat[f"optimizer.{table}.{key}"] = tensor[place]
         flat["step"] = torch.tensor(self.steps)
         return flat
 
     @torch.no_grad()
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state in place."""
-        for key, tensor in self.training_state().items():
-            if key.startswith(("rows.", "optimizer.")):
-                tensor.copy_(state[key])
+        super().load_training_state(state)
         self.steps = int(state["step"])
+
+    def restart(self) -> None:
+        """Forget the optimizer's state, and count steps from one again."""
+        super().restart()
+        self.steps = 0
 
 
 def _stored(rows: Tensor, precision: Precision | None) -> Parts:

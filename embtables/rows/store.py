@@ -15,9 +15,9 @@ Backends are the files of this folder that register themselves here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import PositiveFloat
@@ -27,6 +27,9 @@ from embtables.compressor import Bags, Combine, Parts, Precision, RowTable, Segm
 from embtables.hashing import salt
 from embtables.registry import Config, Registry
 from embtables.rows.optimizers import RowOptimizer
+
+if TYPE_CHECKING:
+    from embtables.rows.sharding import ShardingType
 
 _PIECE = 2**16
 """Rows that are drawn at once: no second copy of a table, not even while it is made."""
@@ -40,11 +43,14 @@ class Read:
         tables: names of the physical tables, [K][S], all of one width and precision.
         combine: how the K rows of an id become one vector.
         skips: rows may be -1: nothing is read, zeros stand for it and take no gradient.
+        pooled: so many segments, the first ones, are only ever read as sums of bags, and combining
+            may follow adding up.
     """
 
     tables: tuple[tuple[str, ...], ...]
     combine: Combine
     skips: bool = False
+    pooled: int = 0
 
 
 class Init(Config):
@@ -85,6 +91,8 @@ class StoreSpec:
         seed: seed of the initial values and of stochastic rounding.
         dtype: of the rows while computing.
         device: where the rows live.
+        sharding: how each physical table is shared out among ranks, by name.
+        strict: whether sharding that changes the optimizer is refused.
     """
 
     tables: tuple[RowTable, ...]
@@ -95,6 +103,8 @@ class StoreSpec:
     seed: int
     dtype: torch.dtype
     device: torch.device
+    sharding: Mapping[str, ShardingType] = field(default_factory=dict)
+    strict: bool = False
 
     @property
     def held(self) -> list[str]:
@@ -129,6 +139,9 @@ class RowStore(nn.Module, ABC):
 
     clips: bool = True
     """Whether row gradients can be measured and scaled before the step."""
+
+    weighs: bool = True
+    """Whether the ids of a bag may have weights."""
 
     @abstractmethod
     def lookup(
@@ -168,11 +181,26 @@ class RowStore(nn.Module, ABC):
 
     @abstractmethod
     def training_state(self) -> dict[str, Tensor]:
-        """Return rows, optimizer state, step and generator state as flat tensors (not copied)."""
+        """Return what training goes on from, as flat tensors that are not copied.
 
-    @abstractmethod
+        Its names are those of every backend, so that one continues from another: for each table
+        ``rows.<table>.values`` (or a precision's parts) and ``optimizer.<table>.<slot>``, and whatever
+        else the backend counts or draws.
+        """
+
+    @torch.no_grad()
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `training_state` returned."""
+        """Copy what `training_state` returned in place."""
+        for key, tensor in self.training_state().items():
+            if key.startswith(("rows.", "optimizer.")) and tensor is not state[key]:
+                tensor.copy_(state[key])
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forget the optimizer's state of all rows, which stay as they are."""
+        for key, tensor in self.training_state().items():
+            if key.startswith("optimizer."):
+                tensor.zero_()
 
     def training_bytes(self) -> int:
         """Return the bytes of rows and optimizer state."""

@@ -18,10 +18,10 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 
 from embtables.compressor import Bags, Parts, Segments
 from embtables.rows.arena import combined
+from embtables.rows.sharding import MULTIPLE, padded
 from embtables.rows.store import Read, RowStore, StoreSpec, backends
 from embtables.torchrec_types import KeyedJaggedTensor
 
-_MULTIPLE = 4  # FBGEMM asserts widths that are multiples of four
 _CPU_FUSED = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
@@ -45,7 +45,7 @@ class TorchRecStore(RowStore):
             torchrec.EmbeddingBagConfig(
                 name=table.name,
                 num_embeddings=table.rows,
-                embedding_dim=_padded(table.dim) if spec.optimizer else table.dim,
+                embedding_dim=padded(table.dim) if spec.optimizer else table.dim,
                 feature_names=keys[table.name],
             )
             for table in spec.tables
@@ -55,8 +55,8 @@ class TorchRecStore(RowStore):
         else:
             fused = FusedEmbeddingBagCollection(
                 configs,
-                _fused(spec.device)[spec.optimizer.kind],
-                _options(spec.optimizer),
+                fused_optimizers(spec.device)[spec.optimizer.kind],
+                fused_options(spec.optimizer),
                 device=spec.device,
             )
             # Behind a list: a fused table is trained by its own optimizer, so its weights must not
@@ -70,43 +70,7 @@ class TorchRecStore(RowStore):
     @classmethod
     def refusals(cls, spec: StoreSpec) -> list[str]:
         """FBGEMM's limits, each with the way out."""
-        way_out = "use backend=reference"
-        reasons = []
-        optimizer = spec.optimizer
-        if spec.held:
-            kinds = ", ".join(spec.held)
-            reasons.append(
-                f"backend torchrec trains float32 rows, not {kinds}(train=true); "
-                f"pack after training ({kinds} without train) or {way_out}"
-            )
-        if spec.dtype != torch.float32:
-            reasons.append(f"backend torchrec computes in float32, not {spec.dtype}; {way_out}")
-        dotted = [table.name for table in spec.tables if "." in table.name]
-        if dotted:
-            reasons.append(
-                f"backend torchrec takes no dot in a table's name, as {dotted[0]!r} has; rename the "
-                f"column or {way_out}"
-            )
-        if optimizer is None:
-            return reasons
-        known = _fused(spec.device)
-        if optimizer.kind not in known:
-            reasons.append(
-                f"backend torchrec has no fused {optimizer.kind} on {spec.device.type}; "
-                f"choose rows.kind from {', '.join(known)}, or {way_out}"
-            )
-        if optimizer.weight_decay:
-            reasons.append(
-                f"backend torchrec has no decoupled weight decay for {optimizer.kind}; "
-                f"set rows.weight_decay=0 or {way_out}"
-            )
-        odd = sorted({table.dim for table in spec.tables if table.dim % _MULTIPLE})
-        if odd and optimizer.kind == "rowwise_adagrad":
-            reasons.append(
-                f"backend torchrec pads widths {odd} to a multiple of {_MULTIPLE}, which changes the "
-                f"mean that rowwise_adagrad takes over a row; use rows.kind=adagrad or {way_out}"
-            )
-        return reasons
+        return fused_refusals(spec, way_out="use backend=reference")
 
     def lookup(
         self,
@@ -160,15 +124,17 @@ class TorchRecStore(RowStore):
         weight[:, : rows.shape[1]].copy_(rows)
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return weights and optimizer state by table."""
-        flat = {f"rows.{name}": self._weight(name) for name in self.tables}
-        return flat | self._optimizer_tensors()
-
-    @torch.no_grad()
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Copy a saved state in place."""
-        for key, tensor in self.training_state().items():
-            tensor.copy_(state[key])
+        """Return rows and optimizer state by table, without the columns that pad them."""
+        flat = {f"rows.{name}.values": self.export(name)["values"] for name in self.tables}
+        if self.optimizer is not None:
+            states = self._module().fused_optimizer().state_dict()["state"]
+            for key, state in states.items():
+                name = key.split(".")[-2]
+                for slot, tensor in state.items():
+                    own = slot_of(self.optimizer.kind, slot)
+                    unpadded = tensor if tensor.dim() == 1 else tensor[:, : self.tables[name].dim]
+                    flat[f"optimizer.{name}.{own}"] = unpadded
+        return flat
 
     def _module(self) -> Any:
         return self.collection if self.optimizer is None else self._fused_collection[0]
@@ -176,33 +142,66 @@ class TorchRecStore(RowStore):
     def _weight(self, name: str) -> Tensor:
         return self._module().state_dict()[f"embedding_bags.{name}.weight"].detach()
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        if self.optimizer is None:
-            return {}
-        states = self._module().fused_optimizer().state_dict()["state"]
-        return {
-            f"optimizer.{name}": tensor
-            for state in states.values()
-            for name, tensor in state.items()
-            if isinstance(tensor, Tensor)
-        }
+
+def fused_refusals(spec: StoreSpec, way_out: str) -> list[str]:
+    """Return what FBGEMM's fused tables cannot do, each reason with the way out."""
+    reasons = []
+    optimizer = spec.optimizer
+    if spec.held:
+        kinds = ", ".join(spec.held)
+        reasons.append(
+            f"backend torchrec trains float32 rows, not {kinds}(train=true); "
+            f"pack after training ({kinds} without train) or {way_out}"
+        )
+    if spec.dtype != torch.float32:
+        reasons.append(f"backend torchrec computes in float32, not {spec.dtype}; {way_out}")
+    dotted = [table.name for table in spec.tables if "." in table.name]
+    if dotted:
+        reasons.append(
+            f"backend torchrec takes no dot in a table's name, as {dotted[0]!r} has; rename the "
+            f"column or {way_out}"
+        )
+    if optimizer is None:
+        return reasons
+    known = fused_optimizers(spec.device)
+    if optimizer.kind not in known:
+        reasons.append(
+            f"backend torchrec has no fused {optimizer.kind} on {spec.device.type}; "
+            f"choose rows.kind from {', '.join(known)}, or {way_out}"
+        )
+    if optimizer.weight_decay:
+        reasons.append(
+            f"backend torchrec has no decoupled weight decay for {optimizer.kind}; "
+            f"set rows.weight_decay=0 or {way_out}"
+        )
+    odd = sorted({table.dim for table in spec.tables if table.dim % MULTIPLE})
+    if odd and optimizer.kind == "rowwise_adagrad":
+        reasons.append(
+            f"backend torchrec pads widths {odd} to a multiple of {MULTIPLE}, which changes the "
+            f"mean that rowwise_adagrad takes over a row; use rows.kind=adagrad or {way_out}"
+        )
+    return reasons
 
 
-def _fused(device: torch.device) -> dict[str, Any]:
+def fused_optimizers(device: torch.device) -> dict[str, Any]:
+    """Return the fused optimizer of each kind of row optimizer that a device has."""
     return _CPU_FUSED if device.type == "cpu" else _CUDA_FUSED
 
 
-def _options(optimizer: Any) -> dict[str, Any]:
+def slot_of(kind: str, fused: str) -> str:
+    """Return what `rows.optimizers` calls a state that FBGEMM calls ``<table>.momentum_<number>``."""
+    names = ("mean", "square") if kind == "adam" else ("sum",)
+    return names[int(fused.rpartition("_")[2]) - 1]
+
+
+def fused_options(optimizer: Any) -> dict[str, Any]:
+    """Return the options of a fused optimizer."""
     options = {"lr": optimizer.lr}
     if optimizer.kind == "adam":
         options["betas"] = optimizer.betas
     if optimizer.kind != "sgd":
         options["eps"] = optimizer.eps
     return options
-
-
-def _padded(dim: int) -> int:
-    return -(-dim // _MULTIPLE) * _MULTIPLE
 
 
 def _numbered(reads: Sequence[Read]) -> list[tuple[str, str]]:
