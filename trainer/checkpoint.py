@@ -81,7 +81,7 @@ class Checkpoints:
             best: the checkpoint with the best weights so far, maybe this one (`name`).
 
         Returns:
-            Its folder.
+            Its folder, below `folder`.
 
         Raises:
             OSError: the disk is full, or cannot be written for another reason; earlier checkpoints
