@@ -126,6 +126,9 @@ class TrainConfig(Config):
     checkpoint_every: int | None = Field(
         default=None, ge=1, description="steps between checkpoints besides those at evaluations"
     )
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="the last ones; the best one is kept besides"
+    )
     limit_batches: int | None = Field(
         default=None,
         ge=1,

@@ -25,6 +25,7 @@ from embtables.budget import follows_share
 from embtables.search import Search, Stage, search_of, stages_of
 from models.base import CTRModel, models
 from trainer import checkpoint
+from trainer.checkpoint import Checkpoints
 from trainer.config import RunConfig
 from trainer.datasets import (
     StoreInteractions,
@@ -39,7 +40,7 @@ from trainer.machine import keep_freed_memory, peak_memory, pick_device, use_bfl
 from trainer.predict import PackedModel, Predictor, save
 from trainer.progress import Progress
 from trainer.retrieval import bpr_loss, retrieval_of
-from trainer.rundir import RunDir
+from trainer.rundir import RunDir, config_hash
 from trainer.signals import Interrupted, StopSignal
 from trainer.state import State
 
@@ -111,6 +112,7 @@ class Trainer:
         self.seconds: dict[str, float] = {}
         self.config, self.store, self.run, self.stop = config, store, run, stop
         self.options = config.train
+        self.checkpoints = self._checkpoints()
         self._check_rows()
         self._check_monitor()
         if config.budget is None and config.ratio is None and follows_share(config.table):
@@ -192,8 +194,8 @@ class Trainer:
         """Hand over from the stage that is over, and begin the next one if there is one."""
         state = self.state
         self._lap("train")
-        if self.stage.keep == "best" and state.best is not None and self.run is not None:
-            self._load_weights(checkpoint.load(self.run.best)[0])
+        if self.stage.keep == "best" and self.checkpoints and state.best_checkpoint:
+            self._load_weights(self.checkpoints, self.checkpoints.folder / state.best_checkpoint)
         if self.search is not None:
             rebuild = self.search.end(self.stage, self._fitness)
             if rebuild is not None:
@@ -221,7 +223,7 @@ class Trainer:
         self._begin_stage()
         self._apply_lr()
         self.state.stage_over = self.stage.epochs == 0
-        self.save("last")
+        self.save()
 
     def _stage_cost(self, seconds: float) -> dict[str, Any]:
         """Return what the stage took: epochs, steps, rows (held-out ones too), seconds in training.
@@ -261,10 +263,7 @@ class Trainer:
             Interrupted: asked to stop; a checkpoint is written.
             ValueError: the loss is no longer finite.
         """
-        if self.run is not None and self.run.last.exists():
-            self.load(self.run.last)
-            self.run.rewind(self.state.step - self.state.pending)
-            log.info("resuming at epoch %d, step %d", self.state.epoch + 1, self.state.step)
+        self._resume()
         keep_freed_memory()
         self._lap("build")
         try:
@@ -276,7 +275,7 @@ class Trainer:
                 else:
                     self.advance()
         except Interrupted:
-            self.save("last")
+            self.save()
             raise
 
     def advance(self) -> None:
@@ -315,7 +314,7 @@ class Trainer:
                 if state.pending:
                     break
                 if checkpoint_due:
-                    self.save("last")
+                    self.save()
 
     def train_step(self, batch: Batch, held_out: Batch | None = None) -> Tensor:
         """Take one step and return its loss, a scalar.
@@ -446,9 +445,9 @@ class Trainer:
         self._lap("evaluate")
         if self.run is not None:
             self.run.record(row)
-            if gained:
-                self.save("best")
-            self.save("last")
+        if gained and self.checkpoints is not None:
+            state.best_checkpoint = self.checkpoints.name(state.step)
+        self.save()
 
     def measure(self, split: str, predict: Predictor) -> dict[str, float]:
         """Return the metrics of a split.
@@ -520,9 +519,13 @@ class Trainer:
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def save(self, name: str) -> None:
-        """Write checkpoints/<name>.safetensors."""
-        if self.run is None:
+    def save(self) -> None:
+        """Write a checkpoint. Training waits: the rows it would change are written from where they are.
+
+        Raises:
+            OSError: the disk is full; the run can be resumed from the checkpoint before.
+        """
+        if self.checkpoints is None:
             return
         tensors = {
             **checkpoint.under("model", self.model.state_dict()),
@@ -532,17 +535,30 @@ class Trainer:
         }
         if self.device.type == "cuda":
             tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        file = self.run.best if name == "best" else self.run.last
         values = {
             "state": asdict(self.state),
             "seconds": self.seconds,
             "data": self.store.path.name,
         }
-        checkpoint.save(file, tensors, values)
+        self.checkpoints.save(self.state.step, tensors, values, self.state.best_checkpoint)
 
-    def load(self, file: Path) -> None:
+    def _resume(self) -> None:
+        """Continue from the newest whole checkpoint, if there is one.
+
+        Raises:
+            ValueError: there are checkpoints, and none is whole; or it was trained on other data.
+        """
+        if self.run is None or self.checkpoints is None:
+            return
+        path = self.checkpoints.latest()
+        if path is not None:
+            self.load(self.checkpoints, path)
+            self.run.rewind(self.state.step - self.state.pending)
+            log.info("resuming at epoch %d, step %d", self.state.epoch + 1, self.state.step)
+
+    def load(self, checkpoints: Checkpoints, path: Path) -> None:
         """Continue from a checkpoint."""
-        tensors, values = checkpoint.load(file)
+        values = checkpoints.values(path)
         check_same_data(values["data"], self.store)
         for stage, seconds in values["seconds"].items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
@@ -550,18 +566,31 @@ class Trainer:
         if self.state.found:
             self._build_tables()
         self._begin_stage()
-        self._load_weights(tensors)
+        tensors = self._load_weights(checkpoints, path)
         checkpoint.load_optimizer_tensors(self.optimizer, checkpoint.taken("optimizer", tensors))
         self._apply_lr()
-        torch.set_rng_state(tensors["rng/cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng/cuda"], self.device)
+        rng = checkpoint.taken("rng", tensors)
+        if "cpu" in rng:
+            torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and self.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
 
-    def _load_weights(self, tensors: dict[str, Tensor]) -> None:
+    def _load_weights(self, checkpoints: Checkpoints, path: Path) -> dict[str, Tensor]:
+        """Take the network and the tables, these in place, from a checkpoint; return its tensors."""
+        tables = checkpoint.under("tables", self.tables.training_state())
+        tensors = checkpoints.load(path, tables)
         self.model.load_state_dict(checkpoint.taken("model", tensors))
         self.tables.load_training_state(checkpoint.taken("tables", tensors))
+        return tensors
 
     # -- small things ----------------------------------------------------------------------------
+
+    def _checkpoints(self) -> Checkpoints | None:
+        """Return where checkpoints are kept, None where nothing is."""
+        if self.run is None:
+            return None
+        run = config_hash(self.config.plain())
+        return Checkpoints(self.run.checkpoints, run, self.options.keep_checkpoints)
 
     def _check_rows(self) -> None:
         rows = self.store.schema.rows

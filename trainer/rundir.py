@@ -39,7 +39,7 @@ class RunDir:
     """A locked run directory; use it as a context manager.
 
     Layout: config.yaml (resolved), env.json, metrics.jsonl, summary.json (when finished), log.txt,
-    model.safetensors (packed, when finished), checkpoints/{last,best}.safetensors.
+    model.safetensors (packed, when finished), checkpoints/step-<step>/ (`trainer.checkpoint`).
 
     Args:
         path: the directory, made if it does not exist.
@@ -53,8 +53,7 @@ class RunDir:
 
     def __init__(self, path: Path, config: dict[str, Any], *, fresh: bool = False) -> None:
         self.path = path
-        self.last = path / "checkpoints" / "last.safetensors"
-        self.best = path / "checkpoints" / "best.safetensors"
+        self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
         self._config = config
         self._fresh = fresh
@@ -70,7 +69,8 @@ class RunDir:
             if self._fresh:
                 self._clear()
             finished = self.summary() is not None
-            if stored.exists() and (finished or self.last.exists()):
+            begun = any(self.checkpoints.glob("step-*"))
+            if stored.exists() and (finished or begun):
                 self._refuse_other(read_preset(stored))
             else:
                 _write(stored, yaml.safe_dump(self._config, sort_keys=False))

@@ -19,6 +19,7 @@ class State:
         finished: training is over.
         failures: evaluations without gain since the last gain.
         best, best_epoch, best_step: the monitored value, and where it was reached.
+        best_checkpoint: the name of the checkpoint with those weights.
         lr_dense, lr_rows: learning rates now.
         loss_sum, loss_rows: of the training loss since the last evaluation.
         seconds, rows: spent and seen in training, evaluations left out.
@@ -40,6 +41,7 @@ class State:
     best: float | None = None
     best_epoch: float = 0.0
     best_step: int = 0
+    best_checkpoint: str | None = None
     loss_sum: float = 0.0
     loss_rows: int = 0
     seconds: float = 0.0

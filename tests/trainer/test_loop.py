@@ -273,7 +273,7 @@ def test_packed_model_predicts_what_was_measured(tiny: Tiny, tmp_path: Path) -> 
 def test_packed_model_refuses_another_file(tiny: Tiny, tmp_path: Path) -> None:
     train(tiny("train.epochs=1"), tmp_path)
     with pytest.raises(ValueError, match="not an exported model"):
-        PackedModel.load(tmp_path / "checkpoints" / "last.safetensors")
+        PackedModel.load(tmp_path / "checkpoints" / "step-00000010" / "0.bin")
 
 
 def test_calibration_is_near_one_after_training(tiny: Tiny, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from trainer import checkpoint
+from trainer.checkpoint import Checkpoints
 from trainer.rundir import RunDir, config_hash, default_path, packed_model
 
 CONFIG = {"model": {"kind": "lr"}, "train": {"epochs": 3}}
@@ -23,7 +24,7 @@ def begun(path: Path) -> Path:
     """A run that has a checkpoint."""
     with RunDir(path, CONFIG) as run:
         run.record({"step": 1, "auc": float("nan")})
-        checkpoint.save(run.last, {"a": torch.zeros(1)}, {})
+        Checkpoints(run.checkpoints, "run").save(1, {"a": torch.zeros(1)}, {})
     return path
 
 
@@ -34,13 +35,13 @@ def test_other_configuration_is_refused_with_the_differences(tmp_path: Path) -> 
     ):
         RunDir(tmp_path, OTHER).__enter__()
     with RunDir(tmp_path, CONFIG) as run:
-        assert run.last.exists()
+        assert any(run.checkpoints.iterdir())
 
 
 def test_fresh_throws_the_old_run_away(tmp_path: Path) -> None:
     begun(tmp_path)
     with RunDir(tmp_path, OTHER, fresh=True) as run:
-        assert not run.last.exists()
+        assert not run.checkpoints.exists()
         assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -105,40 +106,6 @@ def test_only_a_finished_run_has_a_packed_model(tmp_path: Path) -> None:
         packed_model(begun(tmp_path))
 
 
-def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
-    tensors = {"a/b": torch.randn(3, 2), "rng": torch.get_rng_state(), "n": torch.tensor(2**60)}
-    tensors["view"] = tensors["a/b"].t()
-    checkpoint.save(tmp_path / "x" / "last", tensors, {"lr": 0.1, "best": None})
-    loaded, values = checkpoint.load(tmp_path / "x" / "last")
-    assert values == {"lr": 0.1, "best": None}
-    assert loaded.keys() == tensors.keys()
-    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
-    assert [file.name for file in (tmp_path / "x").iterdir()] == ["last"]
-
-
-def test_failed_checkpoint_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "last"
-    checkpoint.save(file, {"a": torch.ones(2)}, {"step": 1})
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        checkpoint.save(file, {"a": torch.zeros(2)}, {"step": 2})
-    assert checkpoint.load(file)[1] == {"step": 1}
-
-
-def test_torn_checkpoint_is_an_error_with_the_way_out(tmp_path: Path) -> None:
-    file = tmp_path / "last"
-    checkpoint.save(file, {"a": torch.ones(2)}, {})
-    file.write_bytes(file.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"not a readable checkpoint.*--fresh"):
-        checkpoint.load(file)
-
-
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD])
 def test_optimizer_state_round_trip(kind: type[torch.optim.Optimizer], tmp_path: Path) -> None:
     def step(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> None:
@@ -152,8 +119,9 @@ def test_optimizer_state_round_trip(kind: type[torch.optim.Optimizer], tmp_path:
     for _ in range(3):
         step(first, weights[0])
     weights[1].data.copy_(weights[0].data)
-    checkpoint.save(tmp_path / "x", checkpoint.optimizer_tensors(first), {})
-    checkpoint.load_optimizer_tensors(second, checkpoint.load(tmp_path / "x")[0])
+    checkpoints = Checkpoints(tmp_path, "run")
+    path = checkpoints.save(1, checkpoint.optimizer_tensors(first), {})
+    checkpoint.load_optimizer_tensors(second, checkpoints.load(path, {}))
     step(first, weights[0])
     step(second, weights[1])
     assert torch.equal(weights[0], weights[1])
