@@ -15,13 +15,23 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def summed(mine: Tensor) -> Tensor:
+    """Return the sum of a tensor over ranks, with gradients: each rank's reaches all of them."""
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(mine)
+
+
 def gathered(mine: Tensor) -> tuple[Tensor, int]:
-    """Return the rows [N, ...] of all ranks, in their order, and where those [n, ...] of this one begin."""
+    """Return the rows [N, ...] of all ranks in their order, and where those of this one begin.
+
+    Args:
+        mine: [n, ...], where n may differ between ranks.
+    """
     counts = mine.new_zeros(ranks(), dtype=torch.int64)
     counts[dist.get_rank()] = len(mine)
     dist.all_reduce(counts)
-    longest = int(counts.max())
-    padded = mine.new_zeros(longest, *mine.shape[1:])
+    padded = mine.new_zeros(int(counts.max()), *mine.shape[1:])
     padded[: len(mine)] = mine
     parts = [torch.empty_like(padded) for _ in range(ranks())]
     dist.all_gather(parts, padded)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embtables.features import Feature
+from embtables.ranks import ranks, summed
 from models.base import Inputs, pooling_of
 
 if TYPE_CHECKING:
@@ -162,19 +163,46 @@ def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm1d that also trains on a batch of fewer than two rows.
+    """BatchNorm1d over the rows of all ranks, that also trains on a batch of fewer than two rows.
 
     The variance of one row says nothing: such a batch is normalised by the running statistics and
-    leaves them as they are.
+    leaves them as they are. (torch's SyncBatchNorm is of GPUs only.)
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalised [B, C]."""
+        if self.training and ranks() > 1:
+            return self._over_ranks(input)
         if self.training and input.shape[0] < 2:
-            return functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
+            return self._at_rest(input)
         return super().forward(input)
+
+    def _at_rest(self, input: Tensor) -> Tensor:
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+    def _over_ranks(self, input: Tensor) -> Tensor:
+        count = float(summed(input.new_tensor(float(len(input)))))
+        if count < 2:
+            return self._at_rest(input) + 0 * summed(
+                input.sum(0)
+            )  # ranks count on each other's sums
+        mean = summed(input.float().sum(0)) / count
+        centred = input - mean
+        variance = summed(centred.float().square().sum(0)) / count
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        found = centred * (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            found = found * self.weight + self.bias
+        return found.to(input.dtype)
 
 
 class Dice(nn.Module):

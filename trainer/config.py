@@ -23,6 +23,7 @@ from embtables.compressor import TableConfig, parse_table
 from embtables.registry import Config, nearest
 from embtables.rows.optimizers import Adam as RowAdam
 from embtables.rows.optimizers import RowOptimizer
+from embtables.rows.sharding import Sharding
 from embtables.rows.store import Init, backends
 from models.base import ModelConfig, models
 from trainer.overrides import Keys, merge, read_preset
@@ -140,6 +141,9 @@ class TrainConfig(Config):
         "packed model that is measured; auto: bf16 where the device has the instructions",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    rank_timeout: int = Field(
+        default=60, ge=1, description="seconds that ranks wait for one that does not answer"
+    )
 
     @field_validator("monitor")
     @classmethod
@@ -167,6 +171,7 @@ class RunConfig(Config):
         default=None, gt=0, le=1, description="share of the uncompressed bytes"
     )
     backend: str = "auto"
+    sharding: Sharding = Sharding()
     rows: RowOptimizer = RowAdam(lr=1e-3, weight_decay=0.0)
     init: Init | None = None
     mini_batch_l2: float = Field(

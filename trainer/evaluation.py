@@ -10,13 +10,16 @@ from torch import Tensor
 from data.batch import Batch
 from data.loader import Loader
 from data.store import Store
+from embtables.ranks import ranks
 from trainer import metrics
 from trainer.config import TrainConfig
 from trainer.datasets import closing
 from trainer.predict import Predictor
 from trainer.progress import Progress
+from trainer.ranks import total
 from trainer.retrieval import retrieval_of, vectors_of
 from trainer.signals import Interrupted
+from trainer.storage import on_first, rank
 
 
 def measure_trained(
@@ -62,23 +65,33 @@ def measure(
         Interrupted: `stop` said so.
         ValueError: a prediction is NaN.
     """
-    loader = Loader(store, split, batch_size)
-    total = min(len(loader), limit_batches or len(loader))
-    rows = min(total * batch_size, loader.rows)
-    logits, done = torch.empty(0), 0
-    with Progress(f"evaluating {split}", total) as progress, closing(loader) as batches:
-        for index, batch in enumerate(batches, 1):
+    available = store.split(split)
+    size = _shared_size(available.rows, batch_size)
+    loader = Loader(store, split, size, rank=rank(), world_size=ranks())
+    steps = min(len(loader), limit_batches or len(loader))
+    rows = min(steps * size, loader.rows)
+    logits = torch.empty(0)
+    with Progress(f"evaluating {split}", steps) as progress, closing(loader) as batches:
+        for index, batch in enumerate(batches):
             predicted = predict(batch)
-            if not done:
+            if not index:
                 # Where the predictions are: fetching each batch would make the device wait.
-                logits = predicted.new_empty(rows, dtype=torch.float32)
-            logits[done : done + len(predicted)] = predicted
-            done += len(predicted)
+                logits = predicted.new_zeros(rows, dtype=torch.float32)
+            mine = logits[index * size : (index + 1) * size][rank() :: ranks()]
+            mine.copy_(predicted)
             progress.advance(len(batch.label))
             if stop():
                 raise Interrupted
-            if index == total:
+            if index + 1 == steps:
                 break
-    truth = store.split(split)
-    group = None if truth.group is None else truth.group[:rows]
-    return metrics.evaluate(truth.label[:rows], logits.cpu().numpy(), group)
+    scores = total(logits).cpu().numpy()
+    group = None if available.group is None else available.group[:rows]
+    return on_first(lambda: metrics.evaluate(available.label[:rows], scores, group))
+
+
+def _shared_size(rows: int, batch_size: int) -> int:
+    """Return the largest batch size up to `batch_size` for which every rank has rows in every batch."""
+    size = min(batch_size, rows)
+    while 0 < rows % size < ranks() and size > ranks():
+        size -= 1
+    return size

@@ -22,6 +22,7 @@ from data.loader import Loader
 from data.store import Store
 from embtables import EmbeddingTables
 from embtables.budget import follows_share
+from embtables.ranks import ranks
 from embtables.search import Search, Stage, search_of, stages_of
 from models.base import CTRModel, models
 from trainer import checkpoint
@@ -39,10 +40,20 @@ from trainer.evaluation import measure_trained
 from trainer.machine import keep_freed_memory, peak_memory, pick_device, use_bfloat16
 from trainer.predict import PackedModel, Predictor, save
 from trainer.progress import Progress
+from trainer.ranks import (
+    any_rank,
+    average_gradients,
+    is_first,
+    job_size,
+    joined,
+    own_seed,
+    total,
+)
 from trainer.retrieval import bpr_loss, retrieval_of
 from trainer.rundir import RunDir, config_hash
 from trainer.signals import Interrupted, StopSignal
 from trainer.state import State
+from trainer.storage import on_first, rank
 
 log = logging.getLogger("embtables")
 
@@ -59,7 +70,8 @@ CHECK_EVERY = 20
 def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dict[str, Any]:
     """Train, choose the epoch on validation, measure the packed tables, and write it all down.
 
-    The same call on the same directory resumes, and gives the numbers of an unbroken run.
+    The same call on the same directory resumes, and gives the numbers of an unbroken run. Processes
+    that torchrun started train together, and share out the tables and the rows of every batch.
 
     Args:
         config: the run.
@@ -67,25 +79,38 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
         fresh: throw away what an earlier run left there.
 
     Returns:
-        The summary, which is also in ``summary.json``.
+        The summary, which is also in ``summary.json``; nothing on ranks other than 0.
 
     Raises:
         ValueError: bad data, a configuration that does not fit the data, a directory of another
             run, or a loss that is no longer finite.
         Interrupted: Ctrl-C or SIGTERM; what was done is in the directory.
     """
-    with RunDir(Path(run_dir), config.plain(), fresh=fresh) as run:
-        summary = run.summary()
-        if summary is not None:
+    with (
+        RunDir(Path(run_dir), config.plain(), fresh=fresh, writes=is_first()) as run,
+        StopSignal() as stop,
+    ):
+        summary = run.summary() if is_first() else None
+        if summary is not None and job_size() == 1:
             log.info("%s is finished already", run.path)
             return summary
         began = time.perf_counter()
         store = open_store(config)
-        with StopSignal() as stop:
+        trainer = None
+        with joined(pick_device(config.train.device), config.train.rank_timeout):
+            if on_first(lambda: summary) is None:
+                trainer = Trainer(config, store, run, stop)
+                trainer.seconds["prepare"] = trainer.began - began
+                trainer.fit()
+                if job_size() > 1:
+                    trainer = None
+        if summary is not None or not is_first():
+            return summary or {}
+        if trainer is None:
+            # Packing needs whole tables: one process takes the checkpoint that all of them wrote.
             trainer = Trainer(config, store, run, stop)
-            trainer.seconds["prepare"] = trainer.began - began
             trainer.fit()
-            return trainer.finish()
+        return trainer.finish()
 
 
 class Trainer:
@@ -149,16 +174,25 @@ class Trainer:
             mini_batch_l2=config.mini_batch_l2,
             interactions=StoreInteractions(self.store, features),
             found=self.state.found,
+            sharding=config.sharding,
         )
         if self.options.clip_norm is not None:
             self.tables.require("clip")
         self.search = search_of(self.tables)
+        if self.search is not None and ranks() > 1:
+            raise ValueError(
+                f"table={config.table}: {self.search.config.kind} searches in one process, for it looks "
+                "at whole tables; train without torchrun, or take a width that does not search "
+                "(uniform, mde, lowrank)"
+            )
 
     def _first_model(self) -> CTRModel:
         """Return the network with its initial weights."""
         kind = models.get(self.config.model.kind)
         torch.manual_seed(self.options.seed)
-        return kind(self.config.model, self.inputs, self.tables.dims).to(self.device)
+        model = kind(self.config.model, self.inputs, self.tables.dims).to(self.device)
+        own_seed(self.options.seed)
+        return model
 
     @property
     def stage(self) -> Stage:
@@ -293,19 +327,22 @@ class Trainer:
             closing(self._held_out()) as held_out,
         ):
             begun = time.perf_counter()
-            loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
+            before = state.loss_sum if rank() == 0 else 0.0
+            loss_sum = torch.tensor(before, dtype=torch.float64, device=self.device)
             for batch in batches:
                 other = next(held_out) if self.stage.structure == "valid" else None
+                rows = self._batch_rows()
                 loss = self.train_step(batch, other)
-                loss_sum += loss.double() * len(batch.label)
-                self._count(len(batch.label), 0 if other is None else len(other.label))
+                loss_sum += loss.double() * (rows / ranks())
+                self._count(rows, 0 if other is None else len(other.label))
                 checkpoint_due = _every(options.checkpoint_every, state.step)
-                stopping = self.stop()
-                look = stopping or state.pending or checkpoint_due or state.step % CHECK_EVERY == 0
+                due = state.pending or checkpoint_due or state.step % CHECK_EVERY == 0
+                stopping = self._asked_to_stop(due)
+                look = stopping or due
                 if look:
-                    state.loss_sum = self._finite(loss_sum.item())
+                    state.loss_sum = self._finite(total(loss_sum).item())
                 mean = state.loss_sum / state.loss_rows if look else None
-                progress.advance(len(batch.label), mean)
+                progress.advance(rows, mean)
                 if look:
                     now = time.perf_counter()
                     state.seconds, begun = state.seconds + now - begun, now
@@ -317,7 +354,7 @@ class Trainer:
                     self.save()
 
     def train_step(self, batch: Batch, held_out: Batch | None = None) -> Tensor:
-        """Take one step and return its loss, a scalar.
+        """Take one step and return its loss, a scalar; over ranks its mean is that of the batch.
 
         Args:
             batch: training rows.
@@ -326,10 +363,11 @@ class Trainer:
         self.optimizer.zero_grad()
         self.tables.zero_grad()
         loss = self._loss(batch)
-        total = loss + self.tables.penalty()
+        objective = loss + self.tables.penalty()
         if self.search is not None and self.stage.structure == "train":
-            total = total + self.search.penalty()
-        total.backward()
+            objective = objective + self.search.penalty()
+        objective.backward()
+        average_gradients(self.weights)
         if self.options.clip_norm is not None:
             self._clip(self.options.clip_norm)
         self.optimizer.step()
@@ -366,9 +404,27 @@ class Trainer:
 
     def _shuffled(self, split: str) -> Loader:
         rows, size = self.store.schema.rows[split], self.options.batch_size
-        # One row alone has no batch statistics.
-        drop = rows % size == 1 and rows > 1
-        return Loader(self.store, split, size, shuffle=True, seed=self.options.seed, drop_last=drop)
+        # One row alone has no batch statistics, and every rank needs a row.
+        drop = 0 < rows % size < max(2, ranks()) and rows > size
+        return Loader(
+            self.store,
+            split,
+            size,
+            shuffle=True,
+            seed=self.options.seed,
+            rank=rank(),
+            world_size=ranks(),
+            drop_last=drop,
+        )
+
+    def _batch_rows(self) -> int:
+        """Return the rows of the next batch, over all ranks."""
+        size = self.options.batch_size
+        return min(size, self.loader.rows - self.state.batch * size)
+
+    def _asked_to_stop(self, due: bool) -> bool:
+        """Return whether some rank was asked to; several find out together, where a look is due."""
+        return self.stop() if ranks() == 1 else due and any_rank(self.stop(), self.device)
 
     def _epochs(self) -> int:
         return self.options.epochs if self.stage.epochs is None else self.stage.epochs
@@ -377,9 +433,14 @@ class Trainer:
         if self.retrieval is None:
             batch = batch.to(self.device)
             logits = self.predict.forward(batch).float()
-            return functional.binary_cross_entropy_with_logits(logits, batch.label)
-        both = self.retrieval.with_negatives(batch, self.options.negatives).to(self.device)
-        return bpr_loss(self.predict.forward(both).float(), batch.label.to(self.device))
+            loss = functional.binary_cross_entropy_with_logits(logits, batch.label)
+        else:
+            both = self.retrieval.with_negatives(batch, self.options.negatives).to(self.device)
+            loss = bpr_loss(self.predict.forward(both).float(), batch.label.to(self.device))
+        if ranks() == 1:
+            return loss
+        # The mean over ranks is the mean over the batch, although one may have a row more.
+        return loss * (len(batch.label) * ranks() / self._batch_rows())
 
     def _clip(self, limit: float) -> None:
         """Scale all gradients so that their common norm is at most `limit`."""
@@ -455,7 +516,9 @@ class Trainer:
         Raises:
             Interrupted: asked to stop.
         """
-        return measure_trained(self.store, split, predict, self.options, self.stop)
+        alone = ranks() == 1  # several stop together, while training
+        stop = self.stop if alone else lambda: False
+        return measure_trained(self.store, split, predict, self.options, stop)
 
     def _reduce_lr(self) -> None:
         rule = self.options.reduce_lr

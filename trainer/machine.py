@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 
@@ -10,7 +11,7 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for.
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for; each rank of a host has a GPU.
 
     Raises:
         ValueError: cuda is asked for and there is none.
@@ -18,7 +19,11 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("train.device: cuda is not available here; use train.device=cpu")
     use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if use_cuda
+        else torch.device("cpu")
+    )
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from trainer.ranks import is_first
+
 log = logging.getLogger("embtables")
 
 PLAIN_EVERY = 30.0
@@ -29,7 +31,7 @@ class Line:
         console = console or Console(stderr=True)
         self._live = (
             Live(console=console, transient=True, refresh_per_second=4)
-            if console.is_terminal
+            if console.is_terminal and is_first()
             else None
         )
 

@@ -45,21 +45,26 @@ class RunDir:
         path: the directory, made if it does not exist.
         config: the resolved configuration as plain values.
         fresh: throw away what an earlier run left.
+        writes: False on ranks that only read it: nothing is locked, checked or written there.
 
     Raises:
         ValueError: the directory belongs to a run of another configuration (the message says in
             what), holds something else, or is in use by another process.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], *, fresh: bool = False) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], *, fresh: bool = False, writes: bool = True
+    ) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
         self._config = config
-        self._fresh = fresh
+        self._fresh, self._writes = fresh, writes
         self._handler: logging.Handler | None = None
 
     def __enter__(self) -> RunDir:
+        if not self._writes:
+            return self
         stored = self.path / "config.yaml"
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
             raise ValueError(f"{self.path}: not empty and not a run; choose another --run-dir")
@@ -92,7 +97,8 @@ class RunDir:
             for name in _LOGGERS:
                 logging.getLogger(name).removeHandler(self._handler)
             self._handler.close()
-        self._unlock()
+        if self._writes:
+            self._unlock()
 
     def summary(self) -> dict[str, Any] | None:
         """Return the summary of a finished run, or None."""
@@ -105,13 +111,15 @@ class RunDir:
 
     def record(self, row: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not self._writes:
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(_plain(row)) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the lines of metrics.jsonl written after a step, which will be trained again."""
         file = self.path / "metrics.jsonl"
-        if file.exists():
+        if self._writes and file.exists():
             lines = file.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
             _write(file, "".join(line for line in whole if json.loads(line)["step"] <= step))
@@ -182,6 +190,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "ranks": int(os.environ.get("WORLD_SIZE", 1)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": " ".join(sys.argv),
     }

@@ -22,8 +22,10 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata
-from torch.distributed._shard.sharding_spec import ShardMetadata
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata
+from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.nn import functional
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
@@ -54,6 +56,12 @@ class Key:
     rows: Tensor
     lengths: Tensor | None
     present: Tensor | None
+
+    @property
+    def bags(self) -> int:
+        """B, for a key that is added up."""
+        assert self.lengths is not None
+        return len(self.lengths)
 
     @classmethod
     def of(cls, rows: Tensor, counts: Tensor | None, skips: bool) -> Key:
@@ -138,7 +146,7 @@ class ShardedStore(RowStore):
         )
         return DistributedModelParallel(
             collections,
-            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            env=ShardingEnv.from_process_group(cast(dist.ProcessGroup, dist.group.WORLD)),
             device=spec.device,
             plan=self.plan,
             sharders=sharding.sharders(),
@@ -186,8 +194,7 @@ class ShardedStore(RowStore):
         found = self._module(bags, sequences)
         by_id = {k for one in sequences.values() for k in one.keys()}  # noqa: SIM118
         return {
-            k: keys[k].pool(found[k]) if k in by_id else found[k][: len(keys[k].lengths)]
-            for k in found
+            k: keys[k].pool(found[k]) if k in by_id else found[k][: keys[k].bags] for k in found
         }
 
     def _as_many(self, lengths: list[Tensor | None]) -> list[Tensor]:
@@ -337,13 +344,14 @@ class ShardedStore(RowStore):
 
     def _held(self) -> dict[str, tuple[str, Tensor | ShardedTensor]]:
         """Return all rows and optimizer state as they lie in memory, each with its table."""
-        found: dict[str, tuple[str, Any]] = {
+        found: dict[str, tuple[str, Tensor | ShardedTensor]] = {
             f"rows.{name}.values": (name, rows.detach()) for name, rows in self._whole.items()
         }
         for name, state in self._state.items():
             found |= {f"optimizer.{name}.{slot}": (name, t) for slot, t in state.items()}
-        found |= {f"rows.{name}.values": (name, tensor) for name, tensor in self._rows().items()}
-        return found | self._slots()
+        found.update((f"rows.{name}.values", (name, t)) for name, t in self._rows().items())
+        found.update(self._slots())
+        return found
 
     def _rows(self) -> dict[str, ShardedTensor]:
         """Return the shared tables by name."""

@@ -105,7 +105,9 @@ class Places:
             for segment, name in enumerate(names)
             if segment >= read.pooled
         }
-        found = {table.name: types.get(table.name, "auto") for table in tables}
+        found: dict[str, ShardingType] = {
+            table.name: types.get(table.name, "auto") for table in tables
+        }
         replicated, bags, sequences = [], [], defaultdict(list)
         for table in tables:
             small = 4 * table.rows * table.dim <= REPLICATED_BYTES

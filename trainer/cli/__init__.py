@@ -66,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _leave_job(2)
         raise SystemExit(2) from None
     raise SystemExit(0)
+
+
+def _leave_job(code: int) -> None:
+    """End a rank of a torchrun job at once: TorchRec's modules, still alive, would abort it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        os._exit(code)

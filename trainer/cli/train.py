@@ -42,15 +42,18 @@ def train(
         return
 
     from trainer.loop import train as run
+    from trainer.ranks import is_first
     from trainer.rundir import default_path
     from trainer.signals import Interrupted
     from trainer.summary import summary_text
 
     path = run_dir or default_path(loaded.name, loaded.config.plain())
-    typer.echo(f"run directory: {path}", err=True)
+    if is_first():
+        typer.echo(f"run directory: {path}", err=True)
     try:
         summary = run(loaded.config, path, fresh=fresh)
     except Interrupted:
         typer.echo(f"interrupted; {path} is kept. The same command resumes it.", err=True)
         raise
-    typer.echo(summary_text(summary))
+    if summary:
+        typer.echo(summary_text(summary))

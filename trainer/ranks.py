@@ -1,0 +1,92 @@
+"""Several processes that train one model: how those that torchrun started meet and part."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from embtables.ranks import ranks
+
+
+def is_first() -> bool:
+    """Return whether this process writes what a run leaves behind: rank 0, or one alone."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def job_size() -> int:
+    """Return how many processes torchrun started together; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def joined(device: torch.device, seconds: int) -> Iterator[None]:
+    """Meet the other processes of the job; nothing to do for one alone.
+
+    Args:
+        device: what this rank computes on.
+        seconds: that ranks wait for each other before they take one for lost.
+    """
+    if job_size() == 1:
+        yield
+        return
+    if not is_first():
+        logging.getLogger("embtables").setLevel(logging.ERROR)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise OSError(
+                "another rank has ended or no longer answers; its own message says why. The same "
+                f"command goes on from the last checkpoint ({str(error).splitlines()[0]})"
+            ) from error
+        raise
+    # TorchRec's modules must be gone before the group is: else the process aborts at its end.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def own_seed(seed: int) -> None:
+    """Seed what this rank draws, other numbers on every rank; those of rank 0 are one process's."""
+    if ranks() > 1 and dist.get_rank() > 0:
+        torch.manual_seed(seed + dist.get_rank())
+
+
+def average_gradients(weights: list[nn.Parameter]) -> None:
+    """Average gradients over ranks; a weight that this rank did not use has zeros."""
+    if ranks() == 1 or not weights:
+        return
+    for weight in weights:
+        if weight.grad is None and weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
+    grads = [weight.grad for weight in weights if weight.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= ranks()
+    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
+def total(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over ranks."""
+    if ranks() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return whether a flag is set on some rank."""
+    return flag if ranks() == 1 else bool(total(torch.tensor(float(flag), device=device)) > 0)
