@@ -175,6 +175,7 @@ class ArenaStore(RowStore):
                 start += table.rows
             return parts
 
+        self.rounds = bool(spec.held)
         stored = {name: p if p.while_training else None for name, p in spec.precisions.items()}
         self.arenas, self.where = build_arenas(
             spec.tables, stored, first_rows, trainable=spec.optimizer is None

@@ -201,8 +201,9 @@ class NativeStore(ArenaStore):
         self._factor *= float(factor)
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return arenas, optimizer state, step and the seed of stochastic rounding."""
-        return super().training_state() | {"seed": torch.tensor(self.seed)}
+        """Return rows, optimizer state, step, and the seed of stochastic rounding if any rows round."""
+        flat = super().training_state()
+        return flat | {"seed": torch.tensor(self.seed)} if self.rounds else flat
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state in place; another backend's has no such seed."""

@@ -122,8 +122,9 @@ class ReferenceStore(ArenaStore):
             grads.mul_(factor)
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return arenas, optimizer state, step and the rounding generator."""
-        return super().training_state() | {"generator": self.generator.get_state()}
+        """Return rows, optimizer state, step, and the rounding generator if any rows round."""
+        flat = super().training_state()
+        return flat | {"generator": self.generator.get_state()} if self.rounds else flat
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Copy a saved state in place; another backend's has no rounding generator."""

@@ -189,9 +189,11 @@ def fused_optimizers(device: torch.device) -> dict[str, Any]:
 
 
 def slot_of(kind: str, fused: str) -> str:
-    """Return what `rows.optimizers` calls a state that FBGEMM calls ``<table>.momentum_<number>``."""
-    names = ("mean", "square") if kind == "adam" else ("sum",)
-    return names[int(fused.rpartition("_")[2]) - 1]
+    """Return what `rows.optimizers` calls a state that TorchRec calls ``<table>.<name>``."""
+    name = fused.rpartition(".")[2]
+    if kind != "adam":
+        return "sum"
+    return "square" if name.endswith(("2", "sq")) else "mean"
 
 
 def fused_options(optimizer: Any) -> dict[str, Any]:
