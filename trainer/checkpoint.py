@@ -5,9 +5,9 @@
         content.json       values, the name of the best checkpoint so far, and the index of the tensors
         manifest.json      the run, and bytes and xxh3_128 of the other files; written last
 
-A folder is written as ``.step-00000420.part``; once all of it is on disk it is renamed. Names are
-never used twice: a second checkpoint at a step, as where one stage ends and the next begins, is
-``step-00000420.1``. So what a name stands for (the best weights of a stage) never changes.
+A folder is written as ``.step-00000420.part``; once all of it is on disk it is renamed. None is ever
+overwritten: a second checkpoint at a step, as where one stage ends and the next begins, is
+``step-00000420.1``. So what a name stands for (the best weights of a stage) does not change.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ class Checkpoints:
             if path.name not in kept:
                 # Half of a checkpoint must not lie there under a name that promises a whole one.
                 path.rename(self.folder / f".{path.name}.part")
+        self._passed_over = []
         self._sweep()
 
     def _sweep(self) -> None:
