@@ -5,9 +5,9 @@
         content.json       values, the name of the best checkpoint so far, and the index of the tensors
         manifest.json      the run, and bytes and xxh3_128 of the other files; written last
 
-A folder is written as ``.step-00000420.part``; once all of it is on disk it is renamed. Names are
-never used twice: a second checkpoint at a step, as where one stage ends and the next begins, is
-``step-00000420.1``. So what a name stands for (the best weights of a stage) never changes.
+A folder is written as ``.step-00000420.part``; once all of it is on disk it is renamed. None is ever
+overwritten: a second checkpoint at a step, as where one stage ends and the next begins, is
+``step-00000420.1``. So what a name stands for (the best weights of a stage) does not change.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _CONTENT, _MANIFEST = "content.json", "manifest.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run. With several ranks all of them make the same calls.
+    """The checkpoints of one run. Several ranks all make the same calls, on a folder that all see.
 
     Args:
         folder: where they are; made when the first is written.
@@ -57,6 +57,7 @@ class Checkpoints:
     def __init__(self, folder: Path, run: str, keep: int = 2) -> None:
         self.folder, self.run, self.keep = folder, run, keep
         self._verified: Path | None = None
+        self._passed_over: list[Path] = []
 
     def name(self, step: int) -> str:
         """Return the name that the next checkpoint gets if it is saved at this step."""
@@ -100,7 +101,7 @@ class Checkpoints:
             if isinstance(error, OSError):
                 raise _not_written(path, tensors, error) from error
             raise
-        on_first(lambda: self._prune(path))
+        on_first(self._prune)
         return path
 
     def latest(self) -> Path | None:
@@ -176,17 +177,15 @@ class Checkpoints:
         part.rename(path)
         sync_folder(self.folder)
 
-    def _prune(self, newest: Path) -> None:
-        """Keep the last ones, and what they name as best.
-
-        What comes behind the newest has been passed over when the run resumed.
-        """
-        last = [path for path in self._all() if _order(path) <= _order(newest)][-self.keep :]
+    def _prune(self) -> None:
+        """Keep the last ones, and what they name as best."""
+        last = [path for path in self._all() if path not in self._passed_over][-self.keep :]
         kept = {path.name for path in last} | {_best(path) for path in last}
         for path in self._all():
             if path.name not in kept:
                 # Half of a checkpoint must not lie there under a name that promises a whole one.
                 path.rename(self.folder / f".{path.name}.part")
+        self._passed_over = []
         self._sweep()
 
     def _sweep(self) -> None:
@@ -196,17 +195,17 @@ class Checkpoints:
 
     def _latest(self) -> Path | None:
         self._sweep()
-        flaws = []
+        flaws: dict[Path, str] = {}
         for path in reversed(self._all()):
             flaw = _flaw(path, self.run)
             if flaw is None:
                 if flaws:
-                    log.warning("%s; going back to %s", "; ".join(flaws), path.name)
-                self._verified = path
+                    log.warning("%s; going back to %s", _listed(flaws), path.name)
+                self._verified, self._passed_over = path, list(flaws)
                 return path
-            flaws.append(f"{path}: {flaw}")
+            flaws[path] = flaw
         if flaws:
-            raise ValueError(f"no checkpoint is whole: {'; '.join(flaws)}; start over with --fresh")
+            raise ValueError(f"no checkpoint is whole: {_listed(flaws)}; start over with --fresh")
         return None
 
     def _verify(self, path: Path) -> None:
@@ -225,6 +224,10 @@ def _order(path: Path) -> tuple[int, int]:
     match = _NAME.fullmatch(path.name)
     assert match
     return int(match[1]), int(match[2] or 0)
+
+
+def _listed(flaws: dict[Path, str]) -> str:
+    return "; ".join(f"{path}: {flaw}" for path, flaw in flaws.items())
 
 
 def _json(value: Any) -> bytes:

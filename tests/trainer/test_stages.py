@@ -189,6 +189,24 @@ def test_resumed_anywhere(
     assert packed(tmp_path) == packed(unbroken)
 
 
+@pytest.mark.parametrize("kind", ["dnis", "magnitude"])
+def test_resumed_before_a_stage_whose_first_checkpoint_is_damaged(
+    whole: Callable[[str], tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It has the step of the last one of the stage before, which hands on its best weights again."""
+    config, unbroken, summary = whole(kind)
+    with monkeypatch.context() as patch:
+        cut(patch, "_end_stage", _in_stage(0), True)
+        with pytest.raises(Cut):
+            train(config, tmp_path)
+    last, first = sorted((tmp_path / "checkpoints").iterdir())[-2:]
+    assert first.name == f"{last.name}.1"
+    (first / "0.bin").write_bytes(b"")
+    assert numbers(train(config, tmp_path)) == numbers(summary)
+    assert history(tmp_path) == history(unbroken)
+    assert packed(tmp_path) == packed(unbroken)
+
+
 @pytest.mark.parametrize("how", ["killed", "asked to stop"])
 def test_resumed_in_the_middle_of_evolution(
     whole: Callable[[str], tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
