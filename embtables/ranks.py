@@ -5,14 +5,40 @@ Shape letters: n rows of this rank, N rows of all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def ranks() -> int:
     """Return how many processes train together; 1 where torch.distributed is not started."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this process among them, 0 where it is alone."""
+    return dist.get_rank() if ranks() > 1 else 0
+
+
+def on_first(act: Callable[[], T]) -> T:
+    """Do something on rank 0 only; all ranks return what it returned, or raise what it raised."""
+    if ranks() == 1:
+        return act()
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = act()
+        except Exception as error:
+            found[1] = error
+    dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
 def summed(mine: Tensor) -> Tensor:
@@ -29,11 +55,11 @@ def gathered(mine: Tensor) -> tuple[Tensor, int]:
         mine: [n, ...], where n may differ between ranks.
     """
     counts = mine.new_zeros(ranks(), dtype=torch.int64)
-    counts[dist.get_rank()] = len(mine)
+    counts[rank()] = len(mine)
     dist.all_reduce(counts)
     padded = mine.new_zeros(int(counts.max()), *mine.shape[1:])
     padded[: len(mine)] = mine
     parts = [torch.empty_like(padded) for _ in range(ranks())]
     dist.all_gather(parts, padded)
     whole = torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
-    return whole, int(counts[: dist.get_rank()].sum())
+    return whole, int(counts[: rank()].sum())

@@ -26,12 +26,11 @@ import torch
 import xxhash
 from torch import Tensor
 
+from embtables.ranks import on_first, rank
 from trainer.storage import (
     Index,
     Records,
     dtype_of,
-    on_first,
-    rank,
     read_tensors,
     sync_folder,
     write_file,

@@ -10,7 +10,7 @@ from torch import Tensor
 from data.batch import Batch
 from data.loader import Loader
 from data.store import Store
-from embtables.ranks import ranks
+from embtables.ranks import on_first, rank, ranks
 from trainer import metrics
 from trainer.config import TrainConfig
 from trainer.datasets import closing
@@ -19,7 +19,6 @@ from trainer.progress import Progress
 from trainer.ranks import total
 from trainer.retrieval import retrieval_of, vectors_of
 from trainer.signals import Interrupted
-from trainer.storage import on_first, rank
 
 
 def measure_trained(

@@ -22,7 +22,7 @@ from data.loader import Loader
 from data.store import Store
 from embtables import EmbeddingTables
 from embtables.budget import follows_share
-from embtables.ranks import ranks
+from embtables.ranks import on_first, rank, ranks
 from embtables.search import Search, Stage, search_of, stages_of
 from models.base import CTRModel, models
 from trainer import checkpoint
@@ -53,7 +53,6 @@ from trainer.retrieval import bpr_loss, retrieval_of
 from trainer.rundir import RunDir, config_hash
 from trainer.signals import Interrupted, StopSignal
 from trainer.state import State
-from trainer.storage import on_first, rank
 
 log = logging.getLogger("embtables")
 

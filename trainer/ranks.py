@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from embtables.ranks import ranks
+from embtables.ranks import rank, ranks
 
 
 def is_first() -> bool:
@@ -59,8 +59,8 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
 
 def own_seed(seed: int) -> None:
     """Seed what this rank draws, other numbers on every rank; those of rank 0 are one process's."""
-    if ranks() > 1 and dist.get_rank() > 0:
-        torch.manual_seed(seed + dist.get_rank())
+    if rank() > 0:
+        torch.manual_seed(seed + rank())
 
 
 def average_gradients(weights: list[nn.Parameter]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -48,36 +47,14 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from embtables.ranks import rank
+
 Index = dict[str, dict[str, Any]]
 Records = dict[str, dict[str, Any]]
 T = TypeVar("T")
 
 CHUNK = 2**24
 """Bytes that are hashed, written or read at a time."""
-
-
-# -- ranks ---------------------------------------------------------------------------------------
-
-
-def rank() -> int:
-    """Return the number of this process among those that train together, 0 where it is alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def on_first(act: Callable[[], T]) -> T:
-    """Do something on rank 0 only; all ranks return what it returned, or raise what it raised."""
-    if not dist.is_initialized():
-        return act()
-    found: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            found[0] = act()
-        except Exception as error:
-            found[1] = error
-    dist.broadcast_object_list(found)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
 
 
 @contextmanager

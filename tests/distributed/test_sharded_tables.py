@@ -1,0 +1,40 @@
+"""Two ranks give the tables of one process: every sharing, pooled features and sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from launching import HERE, run
+from sharded_worker import wanted
+from torch.testing import assert_close
+
+from embtables.compressor import sharings
+
+Found = dict[str, Any]
+CASES = [name for name, *_ in wanted()]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
+    """Return what one process and what two found."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for world in (1, 2):
+        run([str(HERE / "sharded_worker.py"), str(folder)], world)
+    one, two = (torch.load(folder / f"found{world}.pt", weights_only=True) for world in (1, 2))
+    return one, two
+
+
+def test_every_sharing_is_among_the_cases() -> None:
+    assert {name.split("+")[0].split("(")[0] for name in CASES} == set(sharings.names())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_equal_one_process(found: tuple[Found, Found], name: str) -> None:
+    one, two = (every[name] for every in found)
+    assert_close(two["losses"], one["losses"], rtol=1e-6, atol=1e-6)
+    for what in ("outputs", "rows"):
+        assert two[what].keys() == one[what].keys()
+        for key, tensor in one[what].items():
+            assert_close(two[what][key], tensor, rtol=2e-6, atol=2e-6)
