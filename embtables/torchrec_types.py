@@ -51,6 +51,8 @@ check_versions(
 )
 # TorchRec asks torch.fx a question that logs a deprecation at every first batch.
 logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+# Its planner warns about itself, on every rank.
+logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
 
 from torchrec.sparse.jagged_tensor import (  # noqa: E402 - the check comes first
     JaggedTensor,

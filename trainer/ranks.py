@@ -8,12 +8,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
+from itertools import count
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from embtables.ranks import rank, ranks
+
+_MEETINGS = count()
 
 
 def is_first() -> bool:
@@ -42,7 +46,10 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    store, rank, size = _meeting_place()
+    wait = timedelta(seconds=seconds)
+    store = dist.PrefixStore(f"embtables/{next(_MEETINGS)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     try:
         yield
     except RuntimeError as error:
@@ -52,9 +59,21 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
                 f"command goes on from the last checkpoint ({str(error).splitlines()[0]})"
             ) from error
         raise
+    except KeyboardInterrupt:
+        dist.destroy_process_group()  # all ranks stop together
+        raise
     # TorchRec's modules must be gone before the group is: else the process aborts at its end.
     gc.collect()
     dist.destroy_process_group()
+
+
+@cache
+def _meeting_place() -> tuple[dist.Store, int, int]:
+    """Return the store through which the processes find each other, rank and number of ranks.
+
+    One for all meetings: a store of its own for each would be found by ranks that are late or early.
+    """
+    return next(iter(dist.rendezvous("env://")))
 
 
 def own_seed(seed: int) -> None:

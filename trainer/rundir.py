@@ -24,9 +24,27 @@ _LOGGERS = ("embtables", "data")
 _PACKAGES = ("embtables", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy", "polars")
 
 
+_WHERE = {
+    "backend": None,
+    "sharding": None,
+    "train": ("device", "rank_timeout", "keep_checkpoints"),
+}
+"""Keys that say where a run computes and what it keeps, not what it computes: a run that is resumed may
+have other values there. None stands for a whole section."""
+
+
+def computed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved configuration that its numbers depend on."""
+    kept = {key: value for key, value in config.items() if _WHERE.get(key, ()) is not None}
+    for section, keys in _WHERE.items():
+        if keys is not None and section in kept:
+            kept[section] = {k: v for k, v in kept[section].items() if k not in keys}
+    return kept
+
+
 def config_hash(config: dict[str, Any]) -> str:
-    """Return 8 hex digits that name a resolved configuration."""
-    text = json.dumps(config, sort_keys=True)
+    """Return 8 hex digits that name a run: what a resolved configuration computes."""
+    text = json.dumps(computed(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -150,7 +168,7 @@ class RunDir:
                 item.unlink()
 
     def _refuse_other(self, stored: dict[str, Any]) -> None:
-        changed = differences(stored, self._config)
+        changed = differences(computed(stored), computed(self._config))
         if changed:
             lines = "\n".join(f"  {line}" for line in changed)
             raise ValueError(

@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         app(given, prog_name="embtables")
     except KeyboardInterrupt:
+        _leave_job(130)
         raise SystemExit(130) from None
     except (ValueError, OSError, ImportError) as error:
         if debug:

@@ -1,0 +1,69 @@
+"""Two ranks train what one process trains, and either goes on from the other's checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Job, train
+
+STOP = 25
+RUNS = ("din", "deepfm")
+
+
+def summary(path: Path) -> dict[str, Any]:
+    return json.loads((path / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def root(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of runs: unbroken on one and two ranks, and broken ones that changed ranks."""
+    root = tmp_path_factory.mktemp("runs")
+    for world in (1, 2):
+        runs = [
+            job(name, root / f"{name}-{world}", losses=str(root / f"{name}-{world}.json"))
+            for name in RUNS
+        ]
+        parts = [
+            job("deepfm", root / f"{world}-to-{to}", "sharding.type=table_wise", stop_at=STOP)
+            for to in ("1", "2-row_wise", "2-column_wise")
+        ]
+        train(root, [*runs, *parts], world)
+    train(root, [job("deepfm", root / f"{world}-to-1") for world in (1, 2)], 1)
+    sharded = [
+        job("deepfm", root / f"{world}-to-2-{kind}", f"sharding.type={kind}")
+        for world in (1, 2)
+        for kind in ("row_wise", "column_wise")
+    ]
+    train(root, sharded, 2)
+    return root
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_of_every_step_are_equal(root: Path, name: str) -> None:
+    one, two = (json.loads((root / f"{name}-{world}.json").read_text()) for world in (1, 2))
+    assert len(one) == len(two) > 50
+    assert two == pytest.approx(one, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_results_are_equal(root: Path, name: str) -> None:
+    one, two = (summary(root / f"{name}-{world}") for world in (1, 2))
+    for split in ("valid", "test"):
+        assert two[split]["auc"] == pytest.approx(one[split]["auc"], abs=5e-5)
+        assert two[split]["logloss"] == pytest.approx(one[split]["logloss"], rel=1e-5)
+    for fact in ("bytes", "epoch", "step", "rows", "parameters"):
+        assert two[fact] == one[fact]
+
+
+@pytest.mark.parametrize(
+    "path", [f"{world}-to-{to}" for world in (1, 2) for to in ("1", "2-row_wise", "2-column_wise")]
+)
+def test_run_goes_on_among_other_ranks(root: Path, path: str) -> None:
+    whole, broken = summary(root / "deepfm-1"), summary(root / path)
+    for split in ("valid", "test"):
+        assert broken[split] == pytest.approx(whole[split], rel=1e-5)
+    assert broken["stages"][0]["steps"] == whole["stages"][0]["steps"]
+    assert broken["bytes"] == whole["bytes"]
