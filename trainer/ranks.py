@@ -14,6 +14,8 @@ from itertools import count
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from embtables.ranks import rank, ranks
 
@@ -48,7 +50,7 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store, rank, size = _meeting_place()
     wait = timedelta(seconds=seconds)
-    store = dist.PrefixStore(f"embtables/{next(_MEETINGS)}", store)
+    store = PrefixStore(f"embtables/{next(_MEETINGS)}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     try:
         yield
@@ -68,12 +70,12 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
 
 
 @cache
-def _meeting_place() -> tuple[dist.Store, int, int]:
+def _meeting_place() -> tuple[Store, int, int]:
     """Return the store through which the processes find each other, rank and number of ranks.
 
     One for all meetings: a store of its own for each would be found by ranks that are late or early.
     """
-    return next(iter(dist.rendezvous("env://")))
+    return next(iter(rendezvous("env://")))
 
 
 def own_seed(seed: int) -> None:
