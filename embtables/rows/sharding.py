@@ -215,10 +215,12 @@ def topology(device: str, world_size: int, local: int, memory: int) -> Topology:
         TrainerConfig,
     )
 
-    caps = {"hbm_cap_bytes" if device == "cuda" else "ddr_cap_bytes": memory}
+    cuda = device == "cuda"
     return TopologyFactory.create_topology(
         TrainerConfig(world_size=world_size, local_world_size=local),
-        HardwareConfig(**caps),
+        HardwareConfig(
+            hbm_cap_bytes=memory if cuda else None, ddr_cap_bytes=None if cuda else memory
+        ),
         KernelConfig(compute_device=device),
     )
 
