@@ -201,6 +201,8 @@ class Sharing(nn.Module, ABC):
     Config: ClassVar[type[Config]]
     sized: ClassVar[bool] = True
     """Whether `allocate` follows the share; False for a method that has one size."""
+    counted: ClassVar[bool] = False
+    """Whether `allocate` needs the training counts of the tables."""
 
     def __init__(
         self, config: Any, tables: Sequence[Table], places: Sequence[Sequence[RowTable]]

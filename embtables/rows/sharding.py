@@ -6,9 +6,9 @@ width. A table that is data-parallel is in neither: every rank holds it whole (`
 
 TorchRec's planner places the rest, under constraints that its own defaults lack: fused kernels alone
 (it would give small tables dense gradients), row-wise pooled tables on CPUs too (TorchRec's sharder
-leaves them out, but they work), and no column-wise tables where that changes the optimizer. The plan
-depends on its arguments alone, so that every rank makes it for itself: TorchRec's way of making it on
-one rank and sending it round hangs where planning fails.
+leaves them out, but they work), and no column-wise tables where that changes the optimizer or cuts
+nothing. The plan depends on its arguments alone, so that every rank makes it for itself: TorchRec's way
+of making it on one rank and sending it round hangs where planning fails.
 
 Shape letters: d numbers in a row, padded to a multiple of four.
 """
@@ -16,6 +16,7 @@ Shape letters: d numbers in a row, padded to a multiple of four.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from embtables.rows.store import Read
 if TYPE_CHECKING:
     import torch
     from torchrec.distributed.planner import Topology
+    from torchrec.distributed.planner.storage_reservations import StorageReservation
+    from torchrec.distributed.planner.types import Enumerator, ParameterConstraints
     from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
     from embtables.rows.collections import Collections
@@ -54,7 +57,16 @@ REPLICATED_BYTES = 2**16
 MULTIPLE = 4
 """FBGEMM asserts widths that are multiples of four; rows are padded with zeros that stay zero."""
 
+RESERVED = 0.15
+"""Part of a device's memory that is left to the network, its activations and the libraries."""
+
 _ACROSS_HOSTS = ("table_row_wise", "grid_shard")
+
+_PATIENCE = 20
+"""Proposals without gain after which the planner stops: all of them take time quadratic in tables."""
+
+_LEAST_PART = 128
+"""Columns of a part that the planner may cut by itself: narrower ones only send ids more often."""
 
 
 class Sharding(Config):
@@ -178,18 +190,43 @@ def sharders() -> list[ModuleSharder[Any]]:
 def this_topology(device: torch.device, world_size: int) -> Topology:
     """Return the machines of this job, from what torchrun says of them and this one's memory."""
     import torch
-    from torchrec.distributed.planner import Topology
 
     local = min(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
-    hbm = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return Topology(
-        world_size=world_size,
-        compute_device=device.type,
-        local_world_size=local,
-        hbm_cap=hbm,
-        ddr_cap=memory,
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
+    return topology(device.type, world_size, local, memory)
+
+
+def topology(device: str, world_size: int, local: int, memory: int) -> Topology:
+    """Return machines with so many ranks in all and on each host.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        world_size: ranks.
+        local: ranks of a host.
+        memory: bytes of a rank's device, a part of the host's for CPUs.
+    """
+    from torchrec.distributed.planner.types import (
+        HardwareConfig,
+        KernelConfig,
+        TopologyFactory,
+        TrainerConfig,
     )
+
+    cuda = device == "cuda"
+    return TopologyFactory.create_topology(
+        TrainerConfig(world_size=world_size, local_world_size=local),
+        HardwareConfig(
+            hbm_cap_bytes=memory if cuda else None, ddr_cap_bytes=None if cuda else memory
+        ),
+        KernelConfig(compute_device=device),
+    )
+
+
+class DoesNotFit(ValueError):
+    """Tables that the memory of the machines does not hold."""
 
 
 def plan(
@@ -198,44 +235,149 @@ def plan(
     topology: Topology,
     batch_size: int,
     pooling: Mapping[str, Sequence[float]] | None = None,
+    whole: int = 0,
 ) -> tuple[ShardingPlan, Any]:
     """Return the sharding plan of the collections, and the planner that made it.
 
     Args:
         collections: on the meta device.
-        optimizer: row optimizer.
+        optimizer: row optimizer; the bytes of its state count.
         topology: the machines.
         batch_size: rows of a batch on one rank.
         pooling: physical table -> ids a row of each key that reads it; 1 where left out.
+        whole: bytes that every rank holds besides: replicated tables, maps.
 
     Raises:
-        ValueError: the tables do not fit the machines, or not as asked; with the planner's reason.
+        ValueError: the tables cannot be sharded as asked.
+        DoesNotFit: not on these machines, with the planner's reason.
     """
+    import torch
     from torchrec.distributed.planner import EmbeddingShardingPlanner
-    from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+    from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
+    from torchrec.distributed.planner.types import PlannerError
 
-    places = collections.places
-    known = {"table_wise", "row_wise"}
-    if topology.compute_device == "cuda":
-        known |= {"table_row_wise"}
-    if optimizer.kind != "rowwise_adagrad":
-        known |= {"column_wise"} | ({"grid_shard"} if topology.compute_device == "cuda" else set())
-    constraints = {
-        name: ParameterConstraints(
-            sharding_types=sorted(known) if places.types[name] == "auto" else [places.types[name]],
-            compute_kernels=["fused"],
-            pooling_factors=list((pooling or {}).get(name, [1.0] * len(collections.keys[name]))),
-        )
-        for name in (*places.bags, *(name for names in places.sequences.values() for name in names))
-    }
+    from embtables.rows.torchrec import fused_optimizers
+
+    fused = fused_optimizers(torch.device(topology.compute_device))[optimizer.kind]
+    for parameter in collections.parameters():
+        parameter._optimizer_classes = [fused]  # pyright: ignore[reportAttributeAccessIssue]
+    constraints = _constraints(collections, optimizer, topology, pooling or {})
     planner = EmbeddingShardingPlanner(
-        topology=topology, batch_size=batch_size, constraints=constraints, debug=False
+        topology=topology,
+        batch_size=batch_size,
+        enumerator=_in_order(topology, batch_size, constraints),
+        storage_reservation=_reserve(whole),
+        # Without the grid search: its thousands of proposals take minutes at 128 ranks.
+        proposer=[
+            GreedyProposer(threshold=_PATIENCE),
+            GreedyProposer(use_depth=False, threshold=_PATIENCE),
+            UniformProposer(),
+        ],
+        stats=[],
+        constraints=constraints,
+        debug=False,
     )
     try:
         return planner.plan(collections, sharders()), planner
     except PlannerError as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise DoesNotFit(
             f"the tables cannot be shared out among {topology.world_size} ranks: {first} Use a smaller "
             "budget, more ranks, or sharding.type=auto"
         ) from error
+
+
+def _constraints(
+    collections: Collections,
+    optimizer: RowOptimizer,
+    topology: Topology,
+    pooling: Mapping[str, Sequence[float]],
+) -> dict[str, ParameterConstraints]:
+    """Return what the planner may do with each table.
+
+    Raises:
+        ValueError: a type that TorchRec does not have for a table.
+    """
+    from torchrec.distributed.planner.types import ParameterConstraints
+
+    places = collections.places
+    found = {}
+    for name in (*places.bags, *(name for names in places.sequences.values() for name in names)):
+        table, asked = places.tables[name], places.types[name]
+        if asked in _ACROSS_HOSTS and name not in places.bags:
+            raise ValueError(
+                f"sharding.type={asked} of table {name!r}: TorchRec has it for tables that are read as "
+                "sums of bags, and this one is read id by id; use row_wise, table_wise or column_wise"
+            )
+        types = [asked] if asked != "auto" else _choices(table, optimizer, topology)
+        found[name] = ParameterConstraints(
+            sharding_types=types,
+            compute_kernels=["fused"],
+            pooling_factors=list(pooling.get(name, [1.0] * len(collections.keys[name]))),
+            min_partition=_part(padded(table.dim), asked, topology),
+        )
+    return found
+
+
+def _choices(table: RowTable, optimizer: RowOptimizer, topology: Topology) -> list[str]:
+    """Return the types that the planner chooses from where nobody says how."""
+    width = padded(table.dim)
+    cuts = any(width % part == 0 for part in range(_LEAST_PART, width, MULTIPLE))
+    columns = cuts and optimizer.kind != "rowwise_adagrad"
+    found = ["table_wise", "row_wise"] + ["column_wise"] * columns
+    # TorchRec holds the rows of a part of a host's tables in 32 bits.
+    across = math.ceil(table.rows / topology.local_world_size) < 2**31
+    if topology.compute_device == "cuda" and across:
+        found += ["table_row_wise"] + ["grid_shard"] * columns
+    return found
+
+
+def _part(width: int, asked: ShardingType, topology: Topology) -> int | None:
+    """Return the columns of a part of a table that is to be cut: as many parts as there is room for.
+
+    A row that has no such parts is cut into more. None leaves the planner's own width, 128 at least.
+    """
+    rooms = {
+        "column_wise": topology.world_size,
+        "grid_shard": topology.world_size // topology.local_world_size,
+    }
+    if asked not in rooms:
+        return None
+    units = width // MULTIPLE
+    parts = [n for n in range(2, units + 1) if units % n == 0] or [1]
+    return width // max((n for n in parts if n <= rooms[asked]), default=parts[0])
+
+
+def _in_order(
+    topology: Topology, batch_size: int, constraints: dict[str, ParameterConstraints]
+) -> Enumerator:
+    """Return an enumerator of one order in every process.
+
+    TorchRec's takes the types from a set of strings, whose order differs from process to process, and
+    which of two equally good plans is found first then differs from rank to rank.
+    """
+    from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+
+    class InOrder(EmbeddingEnumerator):
+        def enumerate(self, module: Any, sharders: Any) -> Any:
+            found = super().enumerate(module, sharders)
+            return sorted(found, key=lambda option: (option.fqn, option.sharding_type))
+
+    return InOrder(topology, batch_size, constraints)
+
+
+def _reserve(whole: int) -> StorageReservation:
+    """Return what the planner leaves free on each device: `RESERVED` of it, and so many bytes."""
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+
+    class Reserve(FixedPercentageStorageReservation):
+        def reserve(self, topology: Topology, *arguments: Any, **named: Any) -> Topology:
+            left = super().reserve(topology, *arguments, **named)  # the percentage of CUDA memory
+            for device in left.devices:
+                if topology.compute_device == "cuda":
+                    device.storage.hbm -= whole
+                else:
+                    device.storage.ddr = int((1 - RESERVED) * device.storage.ddr) - whole
+            return left
+
+    return Reserve(RESERVED)

@@ -38,6 +38,8 @@ class FrequencyConfig(Config):
 class Frequency(Sharing):
     """A private row or a hashed row an id, of one physical table: shared rows first."""
 
+    counted = True
+
     class Config(FrequencyConfig):
         """Options of the frequency split."""
 

@@ -32,6 +32,8 @@ from embtables.sharing._kept import Kept, require_counts
 class FrequencyCut(Sharing):
     """An own row, or the row of rare ids."""
 
+    counted = True
+
     class Config(Config):
         """Options of the frequency cut."""
 
