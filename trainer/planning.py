@@ -309,7 +309,7 @@ def _placed(
     reasons = ShardedStore.refusals(spec)
     if reasons:
         raise ValueError("\n".join(reasons))
-    return Places.of(spec.tables, spec.reads, spec.sharding)
+    return Places.of(spec.tables, spec.reads, spec.sharding, config.rows)
 
 
 def mean_ids(store: Store) -> dict[str, float]:

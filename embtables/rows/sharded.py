@@ -102,7 +102,7 @@ class ShardedStore(RowStore):
         super().__init__(spec)
         assert spec.optimizer is not None
         self.reads, self.device = spec.reads, spec.device
-        self.places = sharding.Places.of(spec.tables, spec.reads, spec.sharding)
+        self.places = sharding.Places.of(spec.tables, spec.reads, spec.sharding, spec.optimizer)
         self.steps = 0
         self._whole = {name: self._first_whole(spec, name) for name in self.places.replicated}
         self._state = {

@@ -60,6 +60,9 @@ MULTIPLE = 4
 RESERVED = 0.15
 """Part of a device's memory that is left to the network, its activations and the libraries."""
 
+_OF_ANY_ROW = ("sgd", "adagrad", "rowwise_adagrad")
+"""Row optimizers that leave a row without a gradient alone: all rows of a table can be updated."""
+
 _ACROSS_HOSTS = ("table_row_wise", "grid_shard")
 
 _PATIENCE = 20
@@ -101,7 +104,11 @@ class Places:
 
     @classmethod
     def of(
-        cls, tables: Sequence[RowTable], reads: Sequence[Read], types: Mapping[str, ShardingType]
+        cls,
+        tables: Sequence[RowTable],
+        reads: Sequence[Read],
+        types: Mapping[str, ShardingType],
+        optimizer: RowOptimizer,
     ) -> Places:
         """Find them.
 
@@ -109,6 +116,7 @@ class Places:
             tables: physical tables.
             reads: what each group reads.
             types: by physical table; "auto" where one is left out.
+            optimizer: row optimizer: one that tells rows of the batch from others replicates nothing.
         """
         by_id = {
             name
@@ -122,7 +130,7 @@ class Places:
         }
         replicated, bags, sequences = [], [], defaultdict(list)
         for table in tables:
-            small = 4 * table.rows * table.dim <= REPLICATED_BYTES
+            small = 4 * table.rows * table.dim <= REPLICATED_BYTES and optimizer.kind in _OF_ANY_ROW
             kind = found[table.name]
             if kind == "data_parallel" or (kind == "auto" and small):
                 replicated.append(table.name)
@@ -161,6 +169,11 @@ def refusals(
         found.append(
             f"sharding.type={kind} is of CUDA devices; on CPUs use table_wise, row_wise, column_wise "
             "or data_parallel"
+        )
+    if "data_parallel" in asked and optimizer.kind not in _OF_ANY_ROW:
+        found.append(
+            f"sharding.type=data_parallel updates every row at every step, which {optimizer.kind} does "
+            f"not; use rows.kind={', '.join(_OF_ANY_ROW)}, or another type"
         )
     columns = sorted(asked & {"column_wise", "grid_shard"})
     if columns and optimizer.kind == "rowwise_adagrad":
