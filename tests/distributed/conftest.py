@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import HERE, run
+from launching import Job
 from small_runs import DEEPFM, DIN
-
-Job = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -31,15 +27,3 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         }
 
     return make
-
-
-def command(folder: Path, runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the arguments of a rank that does these runs, one after the other."""
-    file = folder / "job.json"
-    file.write_text(json.dumps(runs))
-    return [str(HERE / "train_worker.py"), str(file)]
-
-
-def train(folder: Path, runs: Sequence[dict[str, Any]], world: int) -> None:
-    """Do runs on so many ranks, to their end."""
-    run(command(folder, runs), world)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+Job = Callable[..., dict[str, Any]]
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
-FOLDERS = (TESTS.parent, TESTS, TESTS / "contract", TESTS / "trainer", HERE)
+FOLDERS = (TESTS.parent, TESTS, TESTS / "contract", HERE)
 
 
 def start(
@@ -65,3 +69,15 @@ def run(command: Sequence[str], world: int = 2) -> None:
     printed = finish(processes)
     failed = [rank for rank, one in enumerate(processes) if one.returncode]
     assert not failed, f"ranks {failed} failed:\n" + "\n----\n".join(printed)
+
+
+def command(folder: Path, runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the arguments of a rank that does these runs, one after the other."""
+    file = folder / "job.json"
+    file.write_text(json.dumps(runs))
+    return [str(HERE / "train_worker.py"), str(file)]
+
+
+def train(folder: Path, runs: Sequence[dict[str, Any]], world: int) -> None:
+    """Do runs on so many ranks, to their end."""
+    run(command(folder, runs), world)

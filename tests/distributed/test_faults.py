@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Job, command, train
-from launching import FOLDERS, finish, start
+from launching import FOLDERS, Job, command, finish, start, train
 
 from trainer.config import load_config
 from trainer.rundir import RunDir

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Job, train
+from launching import Job, train
 
 STOP = 25
 RUNS = ("din", "deepfm")

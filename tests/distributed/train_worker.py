@@ -44,7 +44,7 @@ def run(job: dict[str, Any]) -> None:
         losses.append(float(total(loss.double())) / ranks())
         return loss
 
-    Trainer.train_step = train_step
+    Trainer.train_step = train_step  # pyright: ignore[reportAttributeAccessIssue]
     try:
         config = load_config(job["recipe"], job["overrides"]).config
         loop.train(config, job["run"])
