@@ -138,7 +138,8 @@ class ShardedStore(RowStore):
         assert spec.optimizer is not None
         collections = Collections(self.places, spec.reads, torch.device("meta"))
         topology = sharding.this_topology(spec.device, dist.get_world_size())
-        self.plan, _ = sharding.plan(collections, spec.optimizer, topology, BATCH)
+        whole = sum(rows.nbytes for rows in self._whole.values())
+        self.plan, _ = sharding.plan(collections, spec.optimizer, topology, BATCH, whole=whole)
         apply_optimizer_in_backward(
             fused_optimizers(spec.device)[spec.optimizer.kind],
             collections.parameters(),

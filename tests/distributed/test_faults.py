@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from trainer.config import load_config
 from trainer.rundir import RunDir
 
 LIMIT = 60
-"""Seconds within which every rank has ended."""
+"""Seconds after the end of one rank within which the other has ended."""
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,15 @@ def unbroken(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 def ended(folder: Path, runs: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Return code and output of two ranks that do not finish their runs, and end in time."""
-    began = time.monotonic()
+    """Return code and output of two ranks that do not finish their runs, and end soon after each other."""
     processes = start(command(folder, runs), 2)
-    printed = finish(processes, seconds=LIMIT)
-    assert time.monotonic() - began < LIMIT
+    times: dict[int, float] = {}
+    while len(times) < 2 and max(times.values(), default=math.inf) > time.monotonic() - LIMIT:
+        for rank, one in enumerate(processes):
+            if rank not in times and one.poll() is not None:
+                times[rank] = time.monotonic()
+        time.sleep(0.05)
+    printed = finish(processes, seconds=1)
     return [(one.returncode, text) for one, text in zip(processes, printed, strict=True)]
 
 
@@ -83,7 +88,7 @@ def test_torchrun_restarts_a_killed_worker(
     run = {**job("deepfm", tmp_path / "run", "train.rank_timeout=20"), "kill_at": 37, "kill": [1]}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*torchrun, "--max_restarts=1", *command(tmp_path, [run])],
+        [*torchrun, "--max_restarts=3", *command(tmp_path, [run])],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, FOLDERS)),
