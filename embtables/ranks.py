@@ -6,6 +6,8 @@ Shape letters: n rows of this rank, N rows of all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +27,17 @@ def rank() -> int:
     return dist.get_rank() if ranks() > 1 else 0
 
 
+@cache
+def patient() -> dist.ProcessGroup:
+    """Return the group in which ranks wait for one that has long work to do, such as a file to write.
+
+    That one has died is noticed at once in any group; only one that hangs is waited for so long.
+    """
+    group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def on_first(act: Callable[[], T]) -> T:
     """Do something on rank 0 only; all ranks return what it returned, or raise what it raised."""
     if ranks() == 1:
@@ -35,7 +48,7 @@ def on_first(act: Callable[[], T]) -> T:
             found[0] = act()
         except Exception as error:
             found[1] = error
-    dist.broadcast_object_list(found)
+    dist.broadcast_object_list(found, group=patient())
     if found[1] is not None:
         raise found[1]
     return found[0]

@@ -455,6 +455,8 @@ def pick_backend(spec: StoreSpec, asked: str) -> str:
                 f"backend {asked} is of one process, and there are {ranks()} ranks; use backend=torchrec"
             )
         return "sharded"
+    if asked == "sharded":
+        raise ValueError("backend sharded is of several ranks: use torchrun, or backend=torchrec")
     if asked != "auto":
         return asked
     name = "torchrec" if spec.device.type == "cuda" else "native"

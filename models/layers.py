@@ -183,11 +183,9 @@ class BatchNorm(nn.BatchNorm1d):
         )
 
     def _over_ranks(self, input: Tensor) -> Tensor:
-        count = float(summed(input.new_tensor(float(len(input)))))
+        count = float(summed(torch.tensor(float(len(input)), device=input.device)))
         if count < 2:
-            return self._at_rest(input) + 0 * summed(
-                input.sum(0)
-            )  # ranks count on each other's sums
+            return self._at_rest(input)
         mean = summed(input.float().sum(0)) / count
         centred = input - mean
         variance = summed(centred.float().square().sum(0)) / count

@@ -123,13 +123,16 @@ class Checkpoints:
         self._verify(path)
         return _content(path)["values"]
 
-    def load(self, path: Path, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def load(
+        self, path: Path, into: Mapping[str, Tensor], without: str | None = None
+    ) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint, whichever ranks wrote it.
 
         Args:
             path: its folder.
             into: tensors to fill in place; shards get their part. All others that are stored are
                 made on the CPU, whole.
+            without: what begins with this is left out.
 
         Returns:
             All of them. Of those below ``rng/`` a rank gets its own, if there was such a rank.
@@ -140,7 +143,11 @@ class Checkpoints:
         """
         self._verify(path)
         index = _content(path)["tensors"]
-        names = _names(index)
+        names = {
+            name: stored
+            for name, stored in _names(index).items()
+            if without is None or not name.startswith(without)
+        }
         for name, tensor in into.items():
             _check_fits(path, index, name, tensor)
         tensors = {
@@ -169,6 +176,12 @@ class Checkpoints:
 
     def _close(self, part: Path, path: Path, content: Any, files: Records) -> None:
         """Write what describes the tensors, and give the folder its name."""
+        for name, record in files.items():
+            if not (part / name).exists() or (part / name).stat().st_size != record["bytes"]:
+                raise OSError(
+                    f"{part / name} was written by another rank and is not here: the run directory must "
+                    "be in a file system that all hosts share"
+                )
         files = files | {_CONTENT: write_file(part / _CONTENT, [_json(content)])}
         manifest = {"run": self.run, "files": files}
         write_file(part / _MANIFEST, [_json(manifest)])

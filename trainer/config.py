@@ -184,6 +184,7 @@ class RunConfig(Config):
     @classmethod
     def _known_backend(cls, name: str) -> str:
         known = ["auto", *backends.names()]
+        known.remove("sharded")  # what torchrec is among several ranks
         if name not in known:
             raise ValueError(
                 f"unknown backend {name!r}.{nearest(name, known)} Known: {', '.join(known)}"

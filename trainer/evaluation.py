@@ -39,7 +39,8 @@ def measure_trained(
     if retrieval is None:
         return measure(store, split, predict, size, limit, stop)
     rows = None if limit is None else limit * size
-    return retrieval.measure(split, vectors_of(predict, size), rows, stop)
+    found = retrieval.measure(split, vectors_of(predict, size), rows, stop)
+    return on_first(lambda: found)  # ranks that round otherwise must not decide otherwise
 
 
 def measure(
@@ -65,10 +66,10 @@ def measure(
         ValueError: a prediction is NaN.
     """
     available = store.split(split)
-    size = _shared_size(available.rows, batch_size)
+    rows = min(available.rows, (limit_batches or available.rows) * batch_size)
+    size = _shared_size(rows, batch_size)
     loader = Loader(store, split, size, rank=rank(), world_size=ranks())
-    steps = min(len(loader), limit_batches or len(loader))
-    rows = min(steps * size, loader.rows)
+    steps = -(-rows // size)
     logits = torch.empty(0)
     with Progress(f"evaluating {split}", steps) as progress, closing(loader) as batches:
         for index, batch in enumerate(batches):
@@ -77,7 +78,7 @@ def measure(
                 # Where the predictions are: fetching each batch would make the device wait.
                 logits = predicted.new_zeros(rows, dtype=torch.float32)
             mine = logits[index * size : (index + 1) * size][rank() :: ranks()]
-            mine.copy_(predicted)
+            mine.copy_(predicted[: len(mine)])
             progress.advance(len(batch.label))
             if stop():
                 raise Interrupted

@@ -107,7 +107,7 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
             return summary or {}
         if trainer is None:
             # Packing needs whole tables: one process takes the checkpoint that all of them wrote.
-            trainer = Trainer(config, store, run, stop)
+            trainer = Trainer(config, store, run, stop, packing=True)
             trainer.fit()
         return trainer.finish()
 
@@ -120,6 +120,8 @@ class Trainer:
         store: the prepared data set.
         run: its directory, or None to keep nothing (a dry run).
         stop: says when to stop early.
+        packing: only to pack and measure what ranks have trained: on the CPU, without the optimizer of
+            the rows.
 
     Raises:
         ValueError: the configuration does not fit the data set.
@@ -131,7 +133,9 @@ class Trainer:
         store: Store,
         run: RunDir | None = None,
         stop: Callable[[], bool] = lambda: False,
+        packing: bool = False,
     ) -> None:
+        self.packing = packing
         self.began = self._clock = time.perf_counter()
         self.seconds: dict[str, float] = {}
         self.config, self.store, self.run, self.stop = config, store, run, stop
@@ -141,7 +145,7 @@ class Trainer:
         self._check_monitor()
         if config.budget is None and config.ratio is None and follows_share(config.table):
             log.warning("table %s without budget or ratio: nothing shrinks", config.table)
-        self.device = pick_device(self.options.device)
+        self.device = pick_device("cpu" if packing else self.options.device)
         self.bfloat16 = use_bfloat16(self.options.precision, self.device)
         self.inputs = model_inputs(store)
         self.state = State(lr_dense=config.dense.lr, lr_rows=config.rows.lr)
@@ -165,8 +169,8 @@ class Trainer:
             fields=config.fields,
             budget=config.budget,
             ratio=config.ratio,
-            optimizer=config.rows,
-            backend=config.backend,
+            optimizer=None if self.packing else config.rows,
+            backend="auto" if self.packing else config.backend,
             seed=self.options.seed,
             init=config.init,
             device=self.device,
@@ -297,6 +301,9 @@ class Trainer:
             ValueError: the loss is no longer finite.
         """
         self._resume()
+        if ranks() > 1:
+            mine = torch.tensor(float(self.tables.bytes().training), dtype=torch.float64)
+            self.state.training_bytes = int(total(mine.to(self.device)))
         keep_freed_memory()
         self._lap("build")
         try:
@@ -433,13 +440,14 @@ class Trainer:
             batch = batch.to(self.device)
             logits = self.predict.forward(batch).float()
             loss = functional.binary_cross_entropy_with_logits(logits, batch.label)
-        else:
-            both = self.retrieval.with_negatives(batch, self.options.negatives).to(self.device)
-            loss = bpr_loss(self.predict.forward(both).float(), batch.label.to(self.device))
+            # The mean over ranks is the mean over the batch, although one may have a row more.
+            return loss * (len(batch.label) * ranks() / self._batch_rows()) if ranks() > 1 else loss
+        both = self.retrieval.with_negatives(batch, self.options.negatives).to(self.device)
+        loss = bpr_loss(self.predict.forward(both).float(), batch.label.to(self.device))
         if ranks() == 1:
             return loss
-        # The mean over ranks is the mean over the batch, although one may have a row more.
-        return loss * (len(batch.label) * ranks() / self._batch_rows())
+        taken = batch.label.sum().to(self.device)  # BPR is a mean over the rows with label 1
+        return loss * (taken * ranks() / total(taken).clamp(min=1))
 
     def _clip(self, limit: float) -> None:
         """Scale all gradients so that their common norm is at most `limit`."""
@@ -547,6 +555,8 @@ class Trainer:
         self._lap("pack")
         measured = {split: self.measure(split, served) for split in ("valid", "test")}
         self._lap("evaluate")
+        size = asdict(self.tables.bytes()) | {"file": served.tables.file_bytes}
+        size["training"] = state.training_bytes or size["training"]
         summary = {
             **measured,
             "monitor": self.options.monitor,
@@ -560,7 +570,7 @@ class Trainer:
             "table": str(self.config.table),
             "budget": self.config.budget,
             "ratio": self.config.ratio,
-            "bytes": {**asdict(self.tables.bytes()), "file": served.tables.file_bytes},
+            "bytes": size,
             "parameters": self.parameters(),
             "rows": self.store.schema.rows,
             "rows_per_second": state.rows / state.seconds if state.seconds else None,
@@ -625,6 +635,8 @@ class Trainer:
         for stage, seconds in values["seconds"].items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.state = State(**values["state"])
+        if self.state.batch >= self.steps_per_epoch:  # more ranks may leave out a short last batch
+            self.state.epoch, self.state.batch, self.state.pending = self.state.epoch + 1, 0, True
         if self.state.found:
             self._build_tables()
         self._begin_stage()
@@ -640,7 +652,8 @@ class Trainer:
     def _load_weights(self, checkpoints: Checkpoints, path: Path) -> dict[str, Tensor]:
         """Take the network and the tables, these in place, from a checkpoint; return its tensors."""
         tables = checkpoint.under("tables", self.tables.training_state())
-        tensors = checkpoints.load(path, tables)
+        state_of_rows = "tables/store.optimizer." if self.packing else None
+        tensors = checkpoints.load(path, tables, without=state_of_rows)
         self.model.load_state_dict(checkpoint.taken("model", tensors))
         self.tables.load_training_state(checkpoint.taken("tables", tensors))
         return tensors
@@ -656,6 +669,11 @@ class Trainer:
 
     def _check_rows(self) -> None:
         rows = self.store.schema.rows
+        if self.options.batch_size < ranks():
+            raise ValueError(
+                f"train.batch_size={self.options.batch_size} is of all ranks together, and there are "
+                f"{ranks()}: every rank needs a row"
+            )
         empty = [split for split, count in rows.items() if count < 1 + (split == "train")]
         if empty:
             raise ValueError(

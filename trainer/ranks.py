@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from embtables.ranks import rank, ranks
+from embtables.ranks import patient, rank, ranks
 
 _MEETINGS = count()
 
@@ -48,11 +48,11 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store, rank, size = _meeting_place()
     wait = timedelta(seconds=seconds)
-    store = PrefixStore(f"embtables/{next(_MEETINGS)}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     try:
+        store, rank, size = _meeting_place(wait)
+        store = PrefixStore(f"embtables/{next(_MEETINGS)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
@@ -62,20 +62,25 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
             ) from error
         raise
     except KeyboardInterrupt:
-        dist.destroy_process_group()  # all ranks stop together
+        _part()  # all ranks stop together
         raise
-    # TorchRec's modules must be gone before the group is: else the process aborts at its end.
-    gc.collect()
+    _part()
+
+
+def _part() -> None:
+    """Leave the other ranks."""
+    gc.collect()  # TorchRec's modules must be gone before the group is: else the process may abort
+    patient.cache_clear()
     dist.destroy_process_group()
 
 
 @cache
-def _meeting_place() -> tuple[Store, int, int]:
+def _meeting_place(wait: timedelta) -> tuple[Store, int, int]:
     """Return the store through which the processes find each other, rank and number of ranks.
 
     One for all meetings: a store of its own for each would be found by ranks that are late or early.
     """
-    return next(iter(rendezvous("env://")))
+    return next(iter(rendezvous("env://", timeout=wait)))
 
 
 def own_seed(seed: int) -> None:

@@ -24,6 +24,7 @@ class State:
         loss_sum, loss_rows: of the training loss since the last evaluation.
         seconds, rows: spent and seen in training, evaluations left out.
         found: stored widths that a search has found.
+        training_bytes: of rows and optimizer state on all ranks; 0 in one process, which can look.
         past: what the stages that are over cost (`Trainer._stage_cost`).
     """
 
@@ -46,5 +47,6 @@ class State:
     loss_rows: int = 0
     seconds: float = 0.0
     rows: int = 0
+    training_bytes: int = 0
     found: dict[str, int] = field(default_factory=dict)
     past: list[dict[str, Any]] = field(default_factory=list)

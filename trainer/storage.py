@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import xxhash
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -47,7 +48,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from embtables.ranks import rank
+from embtables.ranks import patient, rank, ranks
 
 Index = dict[str, dict[str, Any]]
 Records = dict[str, dict[str, Any]]
@@ -108,8 +109,13 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Index, R
     writer = _Writer(folder)
     planner = DefaultSavePlanner(flatten_state_dict=False)
     with _plainly():
-        save(dict(tensors), storage_writer=writer, planner=planner)
+        save(dict(tensors), storage_writer=writer, planner=planner, process_group=_together())
     return writer.index, writer.records
+
+
+def _together() -> ProcessGroup | None:
+    """Return the ranks that write and read, None for one process."""
+    return patient() if ranks() > 1 else None
 
 
 class _Writer(FileSystemWriter):
@@ -174,7 +180,8 @@ def read_tensors(folder: Path, index: Index, tensors: Mapping[str, Tensor]) -> N
     """
     planner = DefaultLoadPlanner(flatten_state_dict=False)
     with _plainly():
-        load(dict(tensors), storage_reader=_Reader(folder, index), planner=planner)
+        reader = _Reader(folder, index)
+        load(dict(tensors), storage_reader=reader, planner=planner, process_group=_together())
 
 
 class _Reader(FileSystemReader):

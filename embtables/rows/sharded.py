@@ -109,9 +109,10 @@ class ShardedStore(RowStore):
             name: spec.optimizer.state(*rows.shape, like=rows.detach())
             for name, rows in self._whole.items()
         }
-        self._module: Any = None
+        # Behind a list: tables that are trained inside backward are no parameters of anyone else's.
+        self._sharded: list[Any] = []
         if len(self.places.replicated) < len(spec.tables):
-            self._module = self._shard(spec)
+            self._sharded.append(self._shard(spec))
             for name, tensor in self._rows().items():
                 for shard in tensor.local_shards():
                     shard.tensor.detach().zero_()  # padding columns stay zero
@@ -125,6 +126,11 @@ class ShardedStore(RowStore):
         found = fused_refusals(spec, way_out="train in one process")
         found += sharding.refusals(spec.sharding, spec.optimizer, spec.device.type, spec.strict)
         return found
+
+    @property
+    def _module(self) -> Any:
+        """The collections under DistributedModelParallel, None where all tables are replicated."""
+        return self._sharded[0] if self._sharded else None
 
     def _first_whole(self, spec: StoreSpec, name: str) -> Tensor:
         table = self.tables[name]
@@ -190,8 +196,8 @@ class ShardedStore(RowStore):
         sequences = {}
         for dim, tables in collections.sequences.items():
             mine = {k: keys[k] for name in tables for k in names[name]}
-            whole = [torch.tensor([len(key.rows)], device=self.device) for key in mine.values()]
-            sequences[str(dim)] = _jagged(mine, whole)
+            counts = torch.tensor([len(key.rows) for key in mine.values()], device=self.device)
+            sequences[str(dim)] = _jagged(mine, [counts])
         found = self._module(bags, sequences)
         by_id = {k for one in sequences.values() for k in one.keys()}  # noqa: SIM118
         return {
@@ -288,7 +294,8 @@ class ShardedStore(RowStore):
         """Return the float rows of a table, gathered on every rank: all ranks call this together."""
         if name in self._whole:
             return {"values": self._whole[name].detach()}
-        return {"values": _gathered(_unpadded(self._rows()[name], self.tables[name].dim))}
+        whole = _gathered(_unpadded(self._rows()[name], self.tables[name].dim), self.device)
+        return {"values": whole}
 
     @torch.no_grad()
     def load(self, name: str, rows: Tensor) -> None:
@@ -328,7 +335,7 @@ class ShardedStore(RowStore):
                     held[..., : shard.tensor.shape[-1]].copy_(shard.tensor)
             else:
                 self._fill(tensor, [(slice(0, len(new)), new)])
-        self.steps = int(state["step"])
+        self._set_steps(int(state["step"]))
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -337,7 +344,13 @@ class ShardedStore(RowStore):
             if key.startswith("optimizer."):
                 for part in _local(tensor):
                     part.zero_()
-        self.steps = 0
+        self._set_steps(0)
+
+    def _set_steps(self, steps: int) -> None:
+        """Go on from a step: Adam corrects its moments by their number."""
+        self.steps = steps
+        if self._module is not None:
+            self._module.fused_optimizer.set_optimizer_step(steps)
 
     def training_bytes(self) -> int:
         """Return the bytes of rows and optimizer state on this rank."""
@@ -369,7 +382,10 @@ class ShardedStore(RowStore):
         for key, state in self._module.fused_optimizer.state_dict()["state"].items():
             name = key.split(".")[-2]
             for slot, tensor in state.items():
-                found[f"optimizer.{name}.{slot_of(self.optimizer.kind, slot)}"] = (name, tensor)
+                own = slot_of(self.optimizer.kind, slot)
+                # Row-wise Adagrad has one number for each part of a row that is cut.
+                whole = tensor.size()[0] == self.tables[name].rows
+                found[f"optimizer.{name}.{own if whole else own + '_by_part'}"] = (name, tensor)
         return found
 
     @torch.no_grad()
@@ -466,12 +482,10 @@ def _unpadded(tensor: ShardedTensor, dim: int) -> ShardedTensor:
     )
 
 
-def _gathered(tensor: ShardedTensor) -> Tensor:
+def _gathered(tensor: ShardedTensor, device: torch.device) -> Tensor:
     """Return a ShardedTensor whole, on every rank."""
-    local = tensor.local_shards()
-    device = local[0].tensor.device if local else torch.device("cpu")
     whole = torch.zeros(tensor.size(), device=device)
-    for shard in local:
+    for shard in tensor.local_shards():
         (row, *column), part = shard.metadata.shard_offsets, shard.tensor
         here = whole[row : row + len(part)]
         (here[:, column[0] : column[0] + part.shape[1]] if column else here).copy_(part)

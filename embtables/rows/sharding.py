@@ -203,12 +203,21 @@ def sharders() -> list[ModuleSharder[Any]]:
 def this_topology(device: torch.device, world_size: int) -> Topology:
     """Return the machines of this job, from what torchrun says of them and this one's memory."""
     import torch
+    import torch.distributed as dist
 
     local = min(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), world_size)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local
+    # Ranks of hosts that differ must make one plan: the least memory, and as many ranks on each host.
+    least = torch.tensor([memory, local, -local], device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    memory, local, most = least.tolist()
+    if local != -most:
+        raise ValueError(
+            f"hosts have {local} to {-most} ranks; start as many on each (torchrun --nproc_per_node)"
+        )
     return topology(device.type, world_size, local, memory)
 
 

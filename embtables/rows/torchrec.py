@@ -40,6 +40,7 @@ class TorchRecStore(RowStore):
         super().__init__(spec)
         self.reads = spec.reads
         self.device = spec.device
+        self.steps = 0
         keys = _keys(spec.reads)
         configs = [
             torchrec.EmbeddingBagConfig(
@@ -112,6 +113,10 @@ class TorchRecStore(RowStore):
             group["lr"] = self.lr
         fused.step()
 
+    def step(self) -> None:
+        """Count the step; rows were updated inside backward."""
+        self.steps += 1
+
     def export(self, name: str) -> Parts:
         """Return the float rows of a table."""
         return {"values": self._weight(name)[:, : self.tables[name].dim]}
@@ -124,8 +129,9 @@ class TorchRecStore(RowStore):
         weight[:, : rows.shape[1]].copy_(rows)
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return rows and optimizer state by table, without the columns that pad them."""
+        """Return rows and optimizer state by table, without the columns that pad them, and the step."""
         flat = {f"rows.{name}.values": self.export(name)["values"] for name in self.tables}
+        flat["step"] = torch.tensor(self.steps)
         if self.optimizer is not None:
             states = self._module().fused_optimizer().state_dict()["state"]
             for key, state in states.items():
@@ -135,6 +141,22 @@ class TorchRecStore(RowStore):
                     unpadded = tensor if tensor.dim() == 1 else tensor[:, : self.tables[name].dim]
                     flat[f"optimizer.{name}.{own}"] = unpadded
         return flat
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a saved state in place."""
+        super().load_training_state(state)
+        self._set_steps(int(state["step"]))
+
+    def restart(self) -> None:
+        """Forget the optimizer's state, and count steps from one again."""
+        super().restart()
+        self._set_steps(0)
+
+    def _set_steps(self, steps: int) -> None:
+        """Go on from a step: Adam corrects its moments by their number."""
+        self.steps = steps
+        if self.optimizer is not None:
+            self._module().fused_optimizer().set_optimizer_step(steps)
 
     def _module(self) -> Any:
         return self.collection if self.optimizer is None else self._fused_collection[0]

@@ -3,8 +3,9 @@
     python train_worker.py JOB.json
 
 A job lists runs: a configuration file, overrides, and the run directory. With "losses" the loss of
-every step, averaged over ranks, goes to that file. With "stop_at" the run is asked to stop at that
-step; with "kill_at" and "kill" these ranks end there by SIGKILL, the first time the job is started.
+every step, averaged over ranks, goes to that file. With "stop_at" its last rank is asked to stop at
+that step; with "kill_at" and "kill" these ranks end there by SIGKILL, the first time the job is
+started.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def run(job: dict[str, Any]) -> None:
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if step == job.get("kill_at") and rank() in job["kill"] and first:
             os.kill(os.getpid(), signal.SIGKILL)
-        if step == job.get("stop_at"):
+        if step == job.get("stop_at") and rank() == ranks() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         loss = plain(self, *batches)
         losses.append(float(total(loss.double())) / ranks())

@@ -62,8 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         app(given, prog_name="embtables")
     except KeyboardInterrupt:
-        _leave_job(130)
         raise SystemExit(130) from None
+    except SystemExit as leaving:  # as typer ends a command, interrupted or not
+        if isinstance(leaving.code, int) and leaving.code:
+            _leave_job(leaving.code)
+        raise
     except (ValueError, OSError, ImportError) as error:
         if debug:
             raise
@@ -76,4 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _leave_job(code: int) -> None:
     """End a rank of a torchrun job at once: TorchRec's modules, still alive, would abort it."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
