@@ -51,7 +51,9 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
     wait = timedelta(seconds=seconds)
     try:
         store, rank, size = _meeting_place(wait)
-        store = PrefixStore(f"embtables/{next(_MEETINGS)}", store)
+        # torchrun may keep one store over restarts, with the addresses of ranks that are dead.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"embtables/{attempt}/{next(_MEETINGS)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
         yield
     except RuntimeError as error:
