@@ -50,7 +50,7 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=seconds)
     try:
-        store, rank, size = _meeting_place(wait)
+        store, rank, size = _meeting_place(wait / 2)  # it is tried twice
         # torchrun may keep one store over restarts, with the addresses of ranks that are dead.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(f"embtables/{attempt}/{next(_MEETINGS)}", store)

@@ -76,7 +76,7 @@ def child(recipe: Path, folder: Path, rank: int, port: int, prepare: Callable[[]
         from trainer.config import load_config
 
         prepare()
-        overrides = [f"data.store={folder / 'prepared'}", "train.rank_timeout=30"]
+        overrides = [f"data.store={folder / 'prepared'}", "train.rank_timeout=20"]
         loop.train(load_config(str(recipe), overrides).config, folder / "run")
     except (ValueError, OSError) as error:
         print(f"error: {error}", flush=True)
@@ -117,7 +117,7 @@ def ended(pids: list[int]) -> list[int]:
                 if found:
                     codes[pid] = os.waitstatus_to_exitcode(status)
         if time.monotonic() > deadline:
-            for pid in pids:
+            for pid in set(pids) - codes.keys():
                 os.kill(pid, signal.SIGKILL)
             raise AssertionError(f"a rank hangs: ended are {codes}")
         time.sleep(0.02)
