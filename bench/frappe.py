@@ -18,6 +18,7 @@ BARS = {
     "dcnv2": 0.9845,
     "dlrm": 0.9840,
     "autoint": 0.9831,
+    "autoint float32": 0.9831,
     FLAT: 0.9831,
     "autoint_plus": 0.9848,
 }
