@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 Job = Callable[..., dict[str, Any]]
 
@@ -69,6 +72,19 @@ def run(command: Sequence[str], world: int = 2) -> None:
     printed = finish(processes)
     failed = [rank for rank, one in enumerate(processes) if one.returncode]
     assert not failed, f"ranks {failed} failed:\n" + "\n----\n".join(printed)
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that one of the processes which run the tests has filled."""
+    base = factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "made").exists():
+            root.mkdir(exist_ok=True)
+            make(root)
+            (root / "made").touch()
+    return root
 
 
 def command(folder: Path, runs: Sequence[dict[str, Any]]) -> list[str]:

@@ -43,7 +43,8 @@ def wanted() -> Iterator[tuple[str, Case, ShardingType, RowOptimizer]]:
         and (case.width == "uniform" or case.sharing == "hash")
     ]
     for case in cases:
-        for kind in TYPES if case.sharing in ("full", "multiplex") else TYPES[:2]:
+        bare = "(" not in str(case)
+        for kind in TYPES if case.sharing in ("full", "multiplex") else TYPES[not bare : 2]:
             yield f"{case} {kind} adagrad", case, kind, Adagrad(lr=0.1)
     for case in cases:
         if str(case) in ("full+uniform+fp32", "hash+uniform+fp32"):

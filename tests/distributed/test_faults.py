@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import FOLDERS, Job, command, finish, start, train
+from launching import FOLDERS, Job, command, finish, once, start, train
 
 from trainer.config import load_config
 from trainer.rundir import RunDir
@@ -23,9 +23,13 @@ LIMIT = 60
 @pytest.fixture(scope="module")
 def unbroken(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the test metrics of a run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("unbroken")
-    train(root, [job("deepfm", root / "run")], 2)
-    return metrics(root)
+    return metrics(
+        once(
+            tmp_path_factory,
+            "unbroken",
+            lambda root: train(root, [job("deepfm", root / "run")], 2),
+        )
+    )
 
 
 def metrics(root: Path) -> dict[str, float]:

@@ -340,8 +340,13 @@ def test_a_table_that_no_rank_holds(config: Config, store: Store) -> None:
     machines = Machines(2)
     scale = scale_to(job(config(), store, machines), TB)
     with pytest.raises(DoesNotFit) as caught:
-        dry_plan(config("sharding.type=data_parallel"), machines, scale)
-    assert "3.0 TB on every rank" in str(caught.value)
+        dry_plan(config("sharding.type=data_parallel", "rows.kind=adagrad"), machines, scale)
+    assert "2.0 TB on every rank" in str(caught.value)
+
+
+def test_lazy_adam_is_not_data_parallel(config: Config) -> None:
+    with pytest.raises(ValueError, match=r"data_parallel updates every row .* adam does not"):
+        dry_plan(config("sharding.type=data_parallel"), Machines(2))
 
 
 # -- the command -----------------------------------------------------------------------------------

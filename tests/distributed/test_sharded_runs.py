@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import Job, train
+from launching import Job, once, train
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -22,7 +22,10 @@ def summary(path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def root(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of runs: unbroken on one and two ranks, and broken ones that changed ranks."""
-    root = tmp_path_factory.mktemp("runs")
+    return once(tmp_path_factory, "runs", lambda root: _train_all(job, root))
+
+
+def _train_all(job: Job, root: Path) -> None:
     for world in (1, 2):
         runs = [
             job(name, root / f"{name}-{world}", losses=str(root / f"{name}-{world}.json"))
@@ -48,7 +51,6 @@ def root(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind in ("row_wise", "column_wise")
     ]
     train(root, sharded, 2)
-    return root
 
 
 @pytest.mark.parametrize("name", RUNS)

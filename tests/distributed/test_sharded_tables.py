@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import HERE, run
+from launching import HERE, once, run
 from sharded_worker import wanted
 from torch.testing import assert_close
 
@@ -19,9 +20,12 @@ CASES = [name for name, *_ in wanted()]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
     """Return what one process and what two found."""
-    folder = tmp_path_factory.mktemp("sharded")
-    for world in (1, 2):
-        run([str(HERE / "sharded_worker.py"), str(folder)], world)
+
+    def make(folder: Path) -> None:
+        for world in (1, 2):
+            run([str(HERE / "sharded_worker.py"), str(folder)], world)
+
+    folder = once(tmp_path_factory, "sharded", make)
     one, two = (torch.load(folder / f"found{world}.pt", weights_only=True) for world in (1, 2))
     return one, two
 
