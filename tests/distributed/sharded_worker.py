@@ -26,7 +26,7 @@ from embtables import Adagrad, EmbeddingTables, RowOptimizer, RowWiseAdagrad
 from embtables.rows.sharding import Sharding, ShardingType
 from trainer.ranks import average_gradients
 
-STEPS = 3
+STEPS = 50
 BATCH = {
     key: [*bags, bags[0]] for key, bags in BAGS.items()
 }  # five rows: ranks have not equally many
