@@ -70,7 +70,9 @@ def train(case: Case, kind: ShardingType, optimizer: RowOptimizer) -> dict[str, 
     for step in range(STEPS):
         loss = torch.zeros(())
         for name, found in outputs(tables, bags).items():
-            loss = loss + (found * _factors(name, found, step, rank, world)).sum()
+            # Terms of one sign: a sum of them keeps the digits that are compared.
+            aim = _aims(name, found, step, rank, world)
+            loss = loss + (found - aim).square().sum() / 2
         (loss * world).backward()  # ranks take the mean of gradients
         learned = [p for p in tables.groups.parameters() if p.requires_grad]
         average_gradients(learned)
@@ -94,8 +96,8 @@ def train(case: Case, kind: ShardingType, optimizer: RowOptimizer) -> dict[str, 
     }
 
 
-def _factors(name: str, found: Tensor, step: int, rank: int, world: int) -> Tensor:
-    """Return the factors of this rank's rows among those of the whole batch."""
+def _aims(name: str, found: Tensor, step: int, rank: int, world: int) -> Tensor:
+    """Return what the vectors of this rank's rows should be, among those of the whole batch."""
     lengths = [len(bag) for bag in BATCH[name if name in BATCH else "item"]]
     whole = [1] * len(lengths) if name != "history" else lengths
     generator = torch.Generator().manual_seed(100 + step)
