@@ -157,7 +157,8 @@ class _Writer(FileSystemWriter):
 def _bytes_of(tensors: Iterable[Tensor]) -> Iterator[np.ndarray]:
     """Yield the bytes of tensors, row-major; only one that is not contiguous is copied whole."""
     for tensor in tensors:
-        flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+        # A tensor of one number may have any stride and counts as contiguous.
+        flat = tensor.detach().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
         for part in flat.split(CHUNK):
             yield part.cpu().numpy()
 
