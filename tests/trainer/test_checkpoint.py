@@ -533,3 +533,18 @@ def test_two_ranks_read_what_one_wrote_and_one_reads_what_two_wrote(tmp_path: Pa
     assert torch.equal(checkpoints.load(path, {})["rows"], tensors["rows"])
     assert found.keys() == {"rows", "plain", "other", "rng/cpu"}
     assert found["rng/cpu"].tolist() == [0]
+
+
+def test_one_number_of_any_stride_is_stored(tmp_path: Path) -> None:
+    """What ``expand`` and a slice leave behind counts as contiguous with a stride of 0 or more than 1."""
+    tensors = {
+        "expanded": torch.tensor([7]).expand(1),
+        "zero stride": torch.arange(3).as_strided((1,), (0,)),
+        "slice": torch.arange(6.0).view(3, 2)[1:2, :1],
+    }
+    checkpoints = Checkpoints(tmp_path, "run")
+    path = checkpoints.save(1, tensors, {})
+    for name, found in checkpoints.load(path, {}).items():
+        assert torch.equal(found, tensors[name]), name
+    into = {"zero stride": torch.zeros(3, dtype=torch.long).as_strided((1,), (0,))}
+    assert checkpoints.load(path, into)["zero stride"].item() == 0
