@@ -51,20 +51,27 @@ def wanted() -> Iterator[tuple[str, Case, ShardingType, RowOptimizer]]:
             yield f"{case} row_wise rowwise_adagrad", case, "row_wise", RowWiseAdagrad(lr=0.1)
 
 
-def train(case: Case, kind: ShardingType, optimizer: RowOptimizer) -> dict[str, Any]:
-    """Return the loss of every step, and the outputs and rows after the last one."""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    tables = EmbeddingTables(
+def tables_of(
+    case: Case, kind: ShardingType, optimizer: RowOptimizer, backend: str
+) -> EmbeddingTables:
+    """Return the tables of a case before training."""
+    return EmbeddingTables(
         # Rows of one number are padded, which row-wise Adagrad would notice.
         [f for f in FEATURES if f.dim > 1 or optimizer.kind == "adagrad"],
         VOCABULARIES,
         table=CONFIGS[case],
         ratio=0.5,
         optimizer=optimizer,
-        backend="reference" if world == 1 else "auto",
+        backend=backend,
         interactions=INTERACTIONS,
         sharding=Sharding(type=kind),
     )
+
+
+def train(case: Case, kind: ShardingType, optimizer: RowOptimizer) -> dict[str, Any]:
+    """Return the loss of every step; outputs, rows, maps and packed tables after the last one."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    tables = tables_of(case, kind, optimizer, "reference" if world == 1 else "auto")
     bags = {key: list(rows)[rank::world] for key, rows in BATCH.items()}
     losses = []
     for step in range(STEPS):
@@ -93,6 +100,8 @@ def train(case: Case, kind: ShardingType, optimizer: RowOptimizer) -> dict[str, 
         "losses": losses,
         "outputs": {name: found.clone() for name, found in after.items()},
         "rows": {name: values.clone() for name, values in rows.items()},
+        "groups": tables.groups.state_dict(),
+        "packed": tables.pack_tensors()[0],
     }
 
 

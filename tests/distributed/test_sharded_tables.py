@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from launching import HERE, once, run
-from sharded_worker import wanted
+from sharded_worker import tables_of, wanted
 from torch.testing import assert_close
 
 from embtables.compressor import sharings
 
 Found = dict[str, Any]
-CASES = [name for name, *_ in wanted()]
+CASES = {name: (case, kind, optimizer) for name, case, kind, optimizer in wanted()}
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +42,17 @@ def test_two_ranks_equal_one_process(found: tuple[Found, Found], name: str) -> N
         assert two[what].keys() == one[what].keys()
         for key, tensor in one[what].items():
             assert_close(two[what][key], tensor, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_pack_what_one_process_packs(found: tuple[Found, Found], name: str) -> None:
+    two = found[1][name]
+    case, kind, optimizer = CASES[name]
+    tables = tables_of(case, kind, optimizer, "native")
+    for table, rows in two["rows"].items():
+        tables.store.load(table, rows)
+    tables.groups.load_state_dict(two["groups"])
+    packed = tables.pack_tensors()[0]
+    assert packed.keys() == two["packed"].keys()
+    for key, tensor in packed.items():
+        assert torch.equal(tensor, two["packed"][key]), key

@@ -536,7 +536,7 @@ def test_two_ranks_read_what_one_wrote_and_one_reads_what_two_wrote(tmp_path: Pa
 
 
 def test_one_number_of_any_stride_is_stored(tmp_path: Path) -> None:
-    """What ``expand`` and a slice leave behind counts as contiguous with a stride of 0 or more than 1."""
+    """What ``expand`` and a slice leave behind counts as contiguous, whatever its stride."""
     tensors = {
         "expanded": torch.tensor([7]).expand(1),
         "zero stride": torch.arange(3).as_strided((1,), (0,)),
