@@ -7,14 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from cases import Case
 from launching import HERE, once, run
 from sharded_worker import tables_of, wanted
 from torch.testing import assert_close
 
+from embtables import RowOptimizer
 from embtables.compressor import sharings
+from embtables.rows.sharding import ShardingType
 
 Found = dict[str, Any]
-CASES = {name: (case, kind, optimizer) for name, case, kind, optimizer in wanted()}
+CASES: dict[str, tuple[Case, ShardingType, RowOptimizer]] = {
+    name: (case, kind, optimizer) for name, case, kind, optimizer in wanted()
+}
 
 
 @pytest.fixture(scope="module")
