@@ -57,9 +57,9 @@ def prepare(source: Source, *, progress: Progress | None = None) -> Path:
         try:
             temporary.mkdir()
             Build(source, temporary, progress or (lambda what, done, total: None)).run()
-            _sync(temporary)
+            _sync_all(temporary)
             temporary.rename(path)
-            _sync_one(folder)
+            sync(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return path
@@ -111,14 +111,15 @@ def _only_one(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _sync(folder: Path) -> None:
+def _sync_all(folder: Path) -> None:
     """Bring a folder and all that is in it to the disk."""
     for path in sorted(folder.rglob("*")):
-        _sync_one(path)
-    _sync_one(folder)
+        sync(path)
+    sync(folder)
 
 
-def _sync_one(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -5,7 +5,7 @@ Shape letters: n rows of this rank, N rows of all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
@@ -59,6 +59,15 @@ def summed(mine: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(mine)
+
+
+def averaged(grads: Sequence[Tensor]) -> list[Tensor]:
+    """Return the means of gradients over ranks, in one collective: all give as many, of one shape."""
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= ranks()
+    means = flat.split([grad.numel() for grad in grads])
+    return [mean.view_as(grad) for mean, grad in zip(means, grads, strict=True)]
 
 
 def gathered(mine: Tensor) -> tuple[Tensor, int]:

@@ -26,13 +26,13 @@ import torch
 import xxhash
 from torch import Tensor
 
+from data.prepare import sync
 from embtables.ranks import on_first, rank
 from trainer.storage import (
     Index,
     Records,
     dtype_of,
     read_tensors,
-    sync_folder,
     write_file,
     write_tensors,
 )
@@ -185,9 +185,9 @@ class Checkpoints:
         files = files | {_CONTENT: write_file(part / _CONTENT, [_json(content)])}
         manifest = {"run": self.run, "files": files}
         write_file(part / _MANIFEST, [_json(manifest)])
-        sync_folder(part)
+        sync(part)
         part.rename(path)
-        sync_folder(self.folder)
+        sync(self.folder)
 
     def _prune(self) -> None:
         """Keep the last ones, and what they name as best."""

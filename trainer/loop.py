@@ -626,7 +626,8 @@ class Trainer:
         if path is not None:
             self.load(self.checkpoints, path)
             self.run.rewind(self.state.step - self.state.pending)
-            log.info("resuming at epoch %d, step %d", self.state.epoch + 1, self.state.step)
+            if not self.packing:
+                log.info("resuming at epoch %d, step %d", self.state.epoch + 1, self.state.step)
 
     def load(self, checkpoints: Checkpoints, path: Path) -> None:
         """Continue from a checkpoint."""
@@ -674,11 +675,13 @@ class Trainer:
                 f"train.batch_size={self.options.batch_size} is of all ranks together, and there are "
                 f"{ranks()}: every rank needs a row"
             )
-        empty = [split for split, count in rows.items() if count < 1 + (split == "train")]
+        least = {"train": max(2, ranks())}
+        empty = [split for split, count in rows.items() if count < least.get(split, 1)]
         if empty:
             raise ValueError(
                 f"data.split: too few rows for {' and '.join(empty)} ({rows}); training takes two "
-                "rows at least, validation and test one: change data.split or add files"
+                "rows at least and one for each rank, validation and test one: change data.split or "
+                "add files"
             )
 
     def _check_monitor(self) -> None:

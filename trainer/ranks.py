@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from embtables.ranks import patient, rank, ranks
+from embtables.ranks import averaged, patient, rank, ranks
 
 _MEETINGS = count()
 
@@ -99,11 +99,8 @@ def average_gradients(weights: list[nn.Parameter]) -> None:
         if weight.grad is None and weight.requires_grad:
             weight.grad = torch.zeros_like(weight)
     grads = [weight.grad for weight in weights if weight.grad is not None]
-    flat = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(flat)
-    flat /= ranks()
-    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+    for grad, mean in zip(grads, averaged(grads), strict=True):
+        grad.copy_(mean)
 
 
 def total(value: Tensor) -> Tensor:

@@ -84,15 +84,6 @@ def write_file(file: Path, parts: Iterable[Any]) -> dict[str, Any]:
         return {"bytes": handle.tell(), "xxh3_128": digest.hexdigest()}
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[Index, Records]:
     """Write tensors as ``<rank>.bin``; all ranks call it.
 

@@ -32,10 +32,11 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from embtables.compressor import Bags, Combine, Parts, Segments
+from embtables.ranks import averaged
 from embtables.rows import sharding
 from embtables.rows.arena import combined
 from embtables.rows.collections import Collections, key_of
-from embtables.rows.store import Read, RowStore, StoreSpec, backends
+from embtables.rows.store import Read, RowStore, StoreSpec, backends, put
 from embtables.rows.torchrec import fused_optimizers, fused_options, fused_refusals, slot_of
 from embtables.torchrec_types import KeyedJaggedTensor
 
@@ -274,13 +275,8 @@ class ShardedStore(RowStore):
             torch.zeros_like(rows) if rows.grad is None else rows.grad
             for rows in self._whole.values()
         ]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        parts = flat.split([grad.numel() for grad in grads])
-        for (name, rows), grad in zip(self._whole.items(), parts, strict=True):
-            new = optimizer.apply(rows, grad.view_as(rows), self._state[name], self.steps, self.lr)
-            rows.copy_(new)
+        for (name, rows), grad in zip(self._whole.items(), averaged(grads), strict=True):
+            rows.copy_(optimizer.apply(rows, grad, self._state[name], self.steps, self.lr))
         self.zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -325,14 +321,14 @@ class ShardedStore(RowStore):
         for key, (_, tensor) in self._held().items():
             new = state[key]
             if not isinstance(tensor, ShardedTensor):
-                tensor.copy_(new)
+                put(tensor, new)
             elif isinstance(new, ShardedTensor):
                 own = {
                     tuple(one.metadata.shard_offsets): one.tensor for one in tensor.local_shards()
                 }
                 for shard in new.local_shards():
                     held = own[tuple(shard.metadata.shard_offsets)]
-                    held[..., : shard.tensor.shape[-1]].copy_(shard.tensor)
+                    put(held[..., : shard.tensor.shape[-1]], shard.tensor)
             else:
                 self._fill(tensor, [(slice(0, len(new)), new)])
         self._set_steps(int(state["step"]))

@@ -192,8 +192,8 @@ class RowStore(nn.Module, ABC):
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Copy what `training_state` returned in place."""
         for key, tensor in self.training_state().items():
-            if key.startswith(("rows.", "optimizer.")) and tensor is not state[key]:
-                tensor.copy_(state[key])
+            if key.startswith(("rows.", "optimizer.")):
+                put(tensor, state[key])
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -206,6 +206,12 @@ class RowStore(nn.Module, ABC):
         """Return the bytes of rows and optimizer state."""
         state = self.training_state().items()
         return sum(t.nbytes for key, t in state if key.startswith(("rows.", "optimizer.")))
+
+
+def put(held: Tensor, new: Tensor) -> None:
+    """Copy a tensor in place, unless it was filled where it lies."""
+    if held.data_ptr() != new.data_ptr():
+        held.copy_(new)
 
 
 def float_rows(store: RowStore, name: str, precision: Precision) -> Tensor:

@@ -85,6 +85,13 @@ def test_directory_in_use_ends_all_ranks(job: Job, tmp_path: Path) -> None:
     assert other != 0
 
 
+def test_strict_refuses_what_changes_the_optimizer(job: Job, tmp_path: Path) -> None:
+    overrides = ("rows.kind=rowwise_adagrad", "sharding.type=column_wise", "sharding.strict=true")
+    for code, text in ended(tmp_path, [job("din", tmp_path / "run", *overrides)]):
+        assert code == 2
+        assert "rowwise_adagrad then takes the mean of each part" in text
+
+
 def test_search_among_ranks_is_refused_on_all_of_them(job: Job, tmp_path: Path) -> None:
     run = job("deepfm", tmp_path / "run", "table=optembed")
     for code, text in ended(tmp_path, [run]):

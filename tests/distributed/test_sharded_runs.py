@@ -61,7 +61,8 @@ def _train_all(job: Job, root: Path) -> None:
         for world in (1, 2)
         for kind in ("row_wise", "column_wise")
     ]
-    train(root, sharded, 2)
+    cut = ("rows.kind=rowwise_adagrad", "sharding.type=column_wise")
+    train(root, [*sharded, job("din", root / "cut rows", *cut)], 2)
 
 
 def _unpacked(run: dict[str, Any], path: str) -> dict[str, Any]:
@@ -108,6 +109,12 @@ def test_packed_files_are_alike(root: Path, name: str) -> None:
 def test_one_process_packs_the_same_file_from_the_checkpoint(root: Path, name: str) -> None:
     files = [root / f"{name}-{which}" / "model.safetensors" for which in ("2", "2-packed-by-1")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_column_wise_rowwise_adagrad_is_another_optimizer_that_trains_and_packs(root: Path) -> None:
+    found = summary(root / "cut rows")
+    assert found["bytes"]["file"] == summary(root / "din full-1")["bytes"]["file"]
+    assert found["test"]["auc"] > 0.5
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,19 @@ def test_name_of_a_run_depends_on_its_configuration_alone() -> None:
     assert default_path("a/b", CONFIG) == Path("runs") / f"a-b-{config_hash(CONFIG)}"
 
 
+def test_where_a_run_computes_is_not_what_it_computes(tmp_path: Path) -> None:
+    elsewhere = {
+        **CONFIG,
+        "backend": "torchrec",
+        "sharding": {"type": "row_wise"},
+        "train": CONFIG["train"] | {"device": "cuda", "rank_timeout": 9, "keep_checkpoints": 5},
+    }
+    assert config_hash(elsewhere) == config_hash(CONFIG)
+    begun(tmp_path)
+    with RunDir(tmp_path, elsewhere) as run:
+        assert any(run.checkpoints.iterdir())
+
+
 def test_only_a_finished_run_has_a_packed_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run here"):
         packed_model(tmp_path)
