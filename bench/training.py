@@ -63,6 +63,7 @@ class Cell:
         data: data section of the configuration; a root of "frappe" or "amazon" is given by the user.
         model: model section.
         l2: of dense Adam (BARS); 0 trains our rows by lazy Adam.
+        choose: the epoch on validation, with early stopping (FuxiCTR alone), instead of the last one.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Cell:
     batch_size: int = 4096
     epochs: int = 2
     l2: float = 0.0
+    choose: bool = False
 
 
 FRAPPE = {"kind": "frappe_x1", "root": "frappe"}
@@ -137,7 +139,7 @@ def run_config(cell: Cell, options: argparse.Namespace, seed: int, precision: st
 
 
 def export(store: Store, folder: Path) -> None:
-    """Write train and test of a prepared store as the plain arrays that `bench.peers.job` reads."""
+    """Write a prepared store as the plain arrays that `bench.peers.job` reads."""
     if (folder / "data.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +148,7 @@ def export(store: Store, folder: Path) -> None:
         {"name": c.name, "table": c.table_name, "rows": sizes[c.table_name], "kind": c.kind}
         for c in store.schema.fields
     ]
-    parts = {name: _columns(store, name) for name in ("train", "test")}
+    parts = {name: _columns(store, name) for name in store.schema.rows}
     jagged = [column.name for column in store.schema.fields if column.kind != "categorical"]
     longest = {c: max(int(split[c][1].max()) for split in parts.values()) for c in jagged}
     for name, columns in parts.items():
@@ -228,6 +230,8 @@ def run_one(cell: Cell, options: argparse.Namespace, seed: int, runner: str) -> 
         "train": int(min(store.schema.rows["train"], limit * config.train.batch_size)),
         "test": int(min(store.schema.rows["test"], limit * config.train.eval_batch_size)),
     }
+    if cell.choose:
+        rows["valid"] = store.schema.rows["valid"]
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         job = {
             "data": str(arrays),
@@ -237,6 +241,7 @@ def run_one(cell: Cell, options: argparse.Namespace, seed: int, runner: str) -> 
             "lr": options.lr,
             "l2": cell.l2,
             "seed": seed,
+            "choose": cell.choose,
             "rows": rows,
             "threads": options.threads,
             "work": work,

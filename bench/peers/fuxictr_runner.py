@@ -2,7 +2,8 @@
 """Runs a job of `bench.training` on FuxiCTR: its layers, its BaseModel.fit, its loader.
 
 FuxiCTR's wheel holds no model zoo for these models, so they are put together here from its layers,
-as its zoo does. Evaluation is off: training never asks for it, and the last weights are tested.
+as its zoo does. Evaluation is off, and the last weights are tested, unless the job chooses the epoch:
+then its own early stopping and learning rates are on.
 
 Shape letters: B rows of a batch, F fields (numeric columns included), D embedding width,
 A attention width, T length of a padded history, E width of a behaviour.
@@ -44,12 +45,12 @@ class Model(BaseModel, ABC):
         super().__init__(
             features,
             embedding_regularizer=float(job["l2"]) or None,
-            eval_steps=NEVER,
+            eval_steps=None if job["choose"] else NEVER,
             verbose=0,
             model_root=job["work"],
             metrics=["AUC"],
         )
-        self.watch = Stopwatch()
+        self.watch, self.choose = Stopwatch(), job["choose"]
         self.build(features, job["model"])
         self.compile("adam", "binary_crossentropy", job["lr"])
         self.reset_parameters()
@@ -73,7 +74,9 @@ class Model(BaseModel, ABC):
             super().train_epoch(data_generator)
 
     def load_weights(self, checkpoint: str) -> None:
-        """Keep the last weights: there is no best epoch without evaluation."""
+        """Keep the last weights where no epoch is chosen."""
+        if self.choose:
+            super().load_weights(checkpoint)
 
 
 def mlp(inputs: int, model: dict[str, Any], logit: bool = True) -> MLP_Block:
@@ -230,7 +233,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     seed_everything(job["seed"])
     data, work = Data.open(job), Path(job["work"])
     (work / "bench").mkdir()
-    splits = {name: data.split(name) for name in ("train", "test")}
+    splits = {name: data.split(name) for name in data.rows}
     for name, split in splits.items():
         numeric = dict(zip(data.numeric, split.dense.T, strict=True))
         columns: dict[str, Any] = {"label": split.label, **numeric, **split.ids}
@@ -238,9 +241,15 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     features = feature_map(data, splits["train"], work)
     model = MODELS[job["model"]["kind"]](features, job)
     common = {"batch_size": job["batch_size"], "data_format": "npz"}
-    train, _ = RankDataLoader(features, "train", train_data=str(work / "train.npz"), **common)
+    train, valid = RankDataLoader(
+        features,
+        "train",
+        train_data=str(work / "train.npz"),
+        valid_data=str(work / "valid.npz") if job["choose"] else None,
+        **common,
+    )
     test = RankDataLoader(features, "test", test_data=str(work / "test.npz"), **common)
-    model.fit(train, epochs=job["epochs"])
+    model.fit(train, epochs=job["epochs"], validation_data=valid)
     return {
         "parameters": count(model),
         "seconds": model.watch.seconds,

@@ -8,7 +8,8 @@ The job, one JSON object:
     model       architecture in the words of this project's model configs, every option given
     batch_size  epochs  lr  l2  seed
                 l2: (l2 / 2) * sum of squares of every table is added to every step's mean loss
-    rows        {"train", "test"}: the first so many rows of each split
+    choose      whether the epoch is chosen on validation rows, else the last one; FuxiCTR alone can
+    rows        {"train", "test"}, and "valid" to choose: the first so many rows of each split
     threads     of the processor, for everything that the runner starts
     work        an empty folder for what the library wants to write
     config      the whole configuration of the run; for embtables alone
