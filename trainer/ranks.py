@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -43,6 +44,8 @@ def joined(device: torch.device, seconds: int) -> Iterator[None]:
     if job_size() == 1:
         yield
         return
+    for told in ("Please use DTensor", "`torch.distributed"):  # about PyTorch's own calls
+        warnings.filterwarnings("ignore", told, FutureWarning)
     if not is_first():
         logging.getLogger("embtables").setLevel(logging.ERROR)
     if device.type == "cuda":

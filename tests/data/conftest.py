@@ -6,4 +6,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def no_sync(monkeypatch):
     """Spare the tests the wait for the disk, most of their time."""
-    monkeypatch.setattr("data.prepare._sync_one", lambda path: None)
+    monkeypatch.setattr("data.prepare.sync", lambda path: None)
