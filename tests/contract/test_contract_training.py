@@ -122,10 +122,12 @@ def test_state_round_trip(case: Case, optimizer) -> None:
     for tables in (going, resumed):
         step(tables, 7)
         step(tables, 8)
+    after = resumed.training_state()
     for name, tensor in going.training_state().items():
-        assert torch.equal(tensor, resumed.training_state()[name]), name
-    for name, found in outputs(going).items():
-        assert torch.equal(found, outputs(resumed)[name]), name
+        assert torch.equal(tensor, after[name]), name
+    read = outputs(resumed)
+    for name, vectors in outputs(going).items():
+        assert torch.equal(vectors, read[name]), name
 
 
 def test_search_state_round_trip(searching: Case) -> None:
