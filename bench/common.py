@@ -11,9 +11,8 @@ import argparse
 import json
 import multiprocessing
 import os
-import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -23,7 +22,8 @@ from typing import Any, TypeVar
 import torch
 
 from trainer.config import load_config
-from trainer.loop import train
+from trainer.jobs import Job, Outcome, failed, finished, outcome_text, run_jobs
+from trainer.records import over_seeds, spread_text, without_command
 from trainer.rundir import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,18 +88,31 @@ def run_seeds(
 ) -> list[list[dict[str, Any]]]:
     """Return for each cell the summary of each seed, or {"failure": why there is none}."""
     root = [f"data.root={options.root.resolve()}"] if hasattr(options, "root") else []
-    jobs = [
-        (
-            cell.recipe,
-            (*root, *cell.overrides, f"train.seed={seed}"),
-            folder_of(question, cell, seed, options),
-            options.finished,
-        )
-        for cell in cells
-        for seed in seeds
-    ]
-    outcomes = in_processes(_run, jobs, options)
-    return [outcomes[at : at + len(seeds)] for at in range(0, len(outcomes), len(seeds))]
+
+    def job(cell: Cell, seed: int) -> Job:
+        overrides = (*root, *cell.overrides, f"train.seed={seed}")
+        config = load_config(cell.recipe, overrides).config
+        return Job(config, folder_of(question, cell, seed, options))
+
+    jobs = [[job(cell, seed) for seed in seeds] for cell in cells]
+    every = [one for line in jobs for one in line]
+    if options.finished:
+        outcomes = {one.folder: finished(one) or failed("not run") for one in every}
+    else:
+        outcomes = run_jobs(lambda _: every, options.jobs, options.threads, look=_Told())
+    return [[outcomes[one.folder] for one in line] for line in jobs]
+
+
+class _Told:
+    """Prints the outcome of each run once."""
+
+    def __init__(self) -> None:
+        self.known: set[Path] = set()
+
+    def __call__(self, outcomes: Mapping[Path, Outcome], *_: Any) -> None:
+        for folder in outcomes.keys() - self.known:
+            self.known.add(folder)
+            print(f"  {folder.name}: {outcome_text(outcomes[folder])}", file=sys.stderr, flush=True)
 
 
 def in_processes(
@@ -119,7 +132,7 @@ def folder_of(question: str, cell: Cell, seed: int, options: argparse.Namespace)
 
 def write_result(question: str, found: dict[str, Any]) -> dict[str, Any]:
     """Write ``results/<question>.json``, with the environment unless it is there, and return it."""
-    here = {key: value for key, value in environment().items() if key != "command"}
+    here = without_command(environment())
     result = {"question": question, "date": date.today().isoformat(), "environment": here, **found}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{question}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -144,22 +157,6 @@ def print_table(cells: Sequence[dict[str, Any]]) -> None:
             f"{cell['name']:44} {numbers[0]:>16} {numbers[1]:>16} {numbers[2]:>16} "
             f"{cell['bytes']['file']:12,} {cell['bytes']['file'] / cell['bytes']['uncompressed']:7.4f}"
         )
-
-
-def _run(job: tuple[str, tuple[str, ...], Path, bool]) -> dict[str, Any]:
-    """Return the summary of a run, or why there is none."""
-    recipe, overrides, folder, finished_only = job
-    if finished_only and not (folder / "summary.json").exists():
-        return {"failure": "not run"}
-    try:
-        found = train(load_config(recipe, overrides).config, folder)
-    except (ValueError, RuntimeError, OSError) as error:
-        return {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    metric = found["monitor"]
-    print(
-        f"  {folder.name}: test {metric} {found['test'][metric]:.5f}", file=sys.stderr, flush=True
-    )
-    return found
 
 
 def describe(cell: Cell, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -188,26 +185,10 @@ def describe(cell: Cell, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return line
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, standard deviation and the values themselves."""
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": spread, "values": list(values)}
-
-
-def spread_text(metric: dict[str, Any] | None) -> str:
-    """Return "mean ±deviation"."""
-    if metric is None:
-        return "-"
-    spread = "" if metric["std"] is None else f" ±{metric['std']:.5f}"
-    return f"{metric['mean']:.5f}{spread}"
-
-
 def _environment(folder: Path) -> dict[str, Any]:
     """Return where a run was made, without its command line, which names paths."""
     file = folder / "env.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
-    found.pop("command", None)
-    return found
+    return without_command(json.loads(file.read_text())) if file.exists() else {}
 
 
 def _slug(name: str) -> str:

@@ -37,6 +37,7 @@ from data.loader import Loader
 from data.store import Store
 from trainer.config import RunConfig
 from trainer.datasets import open_store
+from trainer.records import without_command
 from trainer.rundir import environment
 
 PRECISION = {"fp32": {"precision": "fp32"}, "bf16": {"precision": "bf16"}}
@@ -203,7 +204,7 @@ def run_cell(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": cell.name,
         "date": date.today().isoformat(),
-        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "environment": without_command(environment()),
         "threads": options.threads,
         "data": {k: v for k, v in cell.data.items() if k != "root"},
         "model": run_config(cell, options, 0, "fp32").model.model_dump(mode="json"),

@@ -104,11 +104,12 @@ class Progress(Line):
             parts.append(f"loss {self._loss:.4f}")
         parts.append(f"{self._rows / seconds:,.0f} rows/s")
         if left == left:
-            parts.append(f"{_clock(left)} left")
+            parts.append(f"{clock(left)} left")
         return "  ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return h:mm:ss or m:ss."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -6,7 +6,8 @@ One JSON file, free of paths, so that it can be kept and read where the runs are
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ class Records(Config):
         default=None, description="split -> best possible metrics, of data with planted logits"
     )
     runs: list[Record]
+    trials: list[Record] = Field(default=[], description="first seeds that `tuned` was chosen from")
 
     def write(self, file: Path) -> None:
         """Write the records; an old file is replaced only when the new one is whole."""
@@ -99,3 +101,17 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 def without_command(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return an environment without its command line, which names paths."""
     return {key: value for key, value in environment.items() if key != "command"}
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard deviation and the values themselves."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": spread, "values": list(values)}
+
+
+def spread_text(metric: Mapping[str, Any] | None) -> str:
+    """Return "mean ±deviation"."""
+    if metric is None:
+        return "-"
+    spread = "" if metric["std"] is None else f" ±{metric['std']:.5f}"
+    return f"{metric['mean']:.5f}{spread}"

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -143,19 +143,7 @@ class RunDir:
             _write(file, "".join(line for line in whole if json.loads(line)["step"] <= step))
 
     def _lock(self) -> None:
-        self._lock_file = (self.path / "lock").open("a+")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock_file.seek(0)
-            holder = self._lock_file.read().strip() or "unknown"
-            self._lock_file.close()
-            raise ValueError(
-                f"{self.path}: in use by process {holder}; wait for it or choose another --run-dir"
-            ) from None
-        self._lock_file.truncate(0)
-        self._lock_file.write(str(os.getpid()))
-        self._lock_file.flush()
+        self._lock_file = lock(self.path, "--run-dir")
 
     def _unlock(self) -> None:
         self._lock_file.close()
@@ -175,6 +163,32 @@ class RunDir:
                 f"{self.path}: holds a run of another configuration\n{lines}\n"
                 "Give another --run-dir, or --fresh to throw the old run away."
             )
+
+
+def lock(path: Path, option: str) -> TextIO:
+    """Keep other processes out of a directory until the file returned is closed.
+
+    Args:
+        path: the directory.
+        option: of the command line that names another one.
+
+    Raises:
+        ValueError: another process is there.
+    """
+    file = (path / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ValueError(
+            f"{path}: in use by process {holder}; wait for it or choose another {option}"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 def packed_model(path: Path) -> Path:

@@ -1,0 +1,390 @@
+"""Sweeps: every cell of a grid on several seeds, each run once, and one file of what came of them.
+
+A cell is one value of every axis. Each run has a directory of its own below ``runs/``; what is
+finished there, or in the sweep's `results.json`, is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from data.store import Store
+from trainer.config import RunConfig, load_config
+from trainer.datasets import prepared
+from trainer.jobs import Job, Outcome, failed, outcome_text, run_jobs
+from trainer.overrides import differences, parse_override
+from trainer.progress import Line, clock
+from trainer.records import FILE, Record, Records, read_records, without_command, without_paths
+from trainer.rundir import computed, config_hash, environment, lock
+from trainer.validation import ConfigError
+
+log = logging.getLogger("embtables")
+
+Texts = tuple[str, ...]
+"""Overrides ``key=value``."""
+
+_BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values of one key, as texts."""
+
+    key: str
+    values: Texts
+
+    @classmethod
+    def parse(cls, text: str) -> Axis:
+        """Return the axis of ``key=a,b,c``; commas within brackets do not part values.
+
+        Raises:
+            ValueError: it has no key, no value, one twice, or brackets that do not match.
+        """
+        key, _, listed = text.partition("=")
+        values = split_values(listed)
+        if not key or not all(values):
+            raise ValueError(f"expected key=value,value, such as ratio=0.5,0.1, got {text!r}")
+        if key == "train.seed":
+            raise ValueError("train.seed: seeds are counted by --seeds")
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"{key}: {', '.join(twice)} given twice")
+        return cls(key, values)
+
+    def texts(self) -> list[str]:
+        """Return ``key=value`` of every value."""
+        return [f"{self.key}={value}" for value in self.values]
+
+
+def split_values(text: str) -> Texts:
+    """Split at commas that stand in no bracket.
+
+    Raises:
+        ValueError: a bracket is not closed, or closed without being open.
+    """
+    parts, depth = [""], 0
+    for char in text:
+        depth += _BRACKETS.get(char, 0)
+        if depth < 0:
+            break
+        if char == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if depth:
+        raise ValueError(f"brackets do not match in {text!r}")
+    return tuple(part.strip() for part in parts)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep runs.
+
+    Attributes:
+        recipe: name of a recipe or path of a YAML file.
+        overrides: of all cells.
+        over: axes; their product is the cells.
+        tune: axes whose product is tried in every cell, on the first seed.
+        seeds: runs of each cell: seeds 0, 1, ...
+    """
+
+    recipe: str
+    overrides: Texts = ()
+    over: tuple[Axis, ...] = ()
+    tune: tuple[Axis, ...] = ()
+    seeds: int = 1
+    _configs: dict[tuple[Texts, int], RunConfig] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        keys = [axis.key for axis in (*self.over, *self.tune)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: more than one axis of this key")
+
+    @cached_property
+    def cells(self) -> list[Texts]:
+        """Overrides of every cell."""
+        return list(product(*(axis.texts() for axis in self.over)))
+
+    @cached_property
+    def tunings(self) -> list[Texts]:
+        """Overrides of everything that is tried in a cell; one empty one without tuning."""
+        return list(product(*(axis.texts() for axis in self.tune)))
+
+    def base(self) -> RunConfig:
+        """Return the configuration that the cells change."""
+        return load_config(self.recipe, self.overrides).config
+
+    def config(self, changes: Texts, seed: int) -> RunConfig:
+        """Return the configuration of a run."""
+        if (changes, seed) not in self._configs:
+            given = (*self.overrides, *changes, f"train.seed={seed}")
+            self._configs[changes, seed] = load_config(self.recipe, given).config
+        return self._configs[changes, seed]
+
+    def check(self) -> None:
+        """Raise ValueError with all that is wrong with the cells, each problem once."""
+        lines: dict[str, None] = {}
+        for cell, tuned in product(self.cells, self.tunings):
+            try:
+                self.config((*cell, *tuned), 0)
+            except ConfigError as error:
+                lines |= dict.fromkeys(str(error).splitlines()[1:])
+        if lines:
+            raise ValueError("\n".join([f"{self.recipe}: the cells have problems", *lines]))
+
+
+def default_folder(grid: Grid) -> Path:
+    """Return ``sweeps/<recipe>-<hash>``; axes and seeds may grow without changing it."""
+    name = load_config(grid.recipe, grid.overrides).name.replace("/", "-")
+    text = json.dumps(computed(grid.base().plain()), sort_keys=True)
+    return Path("sweeps") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def sweep(
+    grid: Grid, folder: Path, jobs: int = 1, threads: int | None = None, retry: bool = False
+) -> Records:
+    """Run what is missing of a grid.
+
+    Args:
+        grid: what to run.
+        folder: where run directories and ``results.json`` are kept.
+        jobs: runs at a time, each in a process of its own.
+        threads: of each; default: the cores shared out among them.
+        retry: try again what has failed before.
+
+    Returns:
+        All records of the folder, those of earlier grids on the same configuration included.
+
+    Raises:
+        ValueError: the grid or its data have problems, or the folder is in use or of another sweep.
+        Interrupted: Ctrl-C; the same call goes on.
+    """
+    grid.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder, "--sweep-dir"):
+        work = _Sweep(grid, folder, retry)
+        with Line() as line:
+            work.line = line
+            outcomes = run_jobs(work.wanted, jobs, threads, work.known(), work.look)
+        return work.write(outcomes)
+
+
+class _Sweep:
+    """The state of a sweep: which run is which cell's, and what has been told."""
+
+    line: Line
+
+    def __init__(self, grid: Grid, folder: Path, retry: bool) -> None:
+        self.grid, self.folder = grid, folder
+        self.begun = time.monotonic()
+        self.first: int | None = None
+        self.told: set[Path] = set()
+        self.titles: dict[Path, str] = {}
+        base = grid.base()
+        self.head = {
+            "name": folder.resolve().name,
+            "recipe": load_config(grid.recipe, grid.overrides).name,
+            "config": without_paths(base.plain()),
+            "environment": without_command(environment()),
+        }
+        self.before = self._before(retry)
+        sources = {config.data: config.data for config in self._configs()}
+        stores = [Store.open(prepared(source)) for source in sources]
+        if len(stores) == 1 and "bayes" in stores[0].stats:
+            self.head["bayes"] = stores[0].stats["bayes"]
+
+    def _configs(self) -> list[RunConfig]:
+        cells, tunings = self.grid.cells, self.grid.tunings
+        return [self.grid.config((*c, *t), 0) for c, t in product(cells, tunings)]
+
+    def _before(self, retry: bool) -> Records | None:
+        """Return the records that are there, without the failures that are to be tried again."""
+        if not (self.folder / FILE).exists():
+            return None
+        found = read_records(self.folder)
+        changed = differences(computed(found.config), computed(self.head["config"]))
+        if changed:
+            lines = "\n".join(f"  {line}" for line in changed)
+            raise ValueError(
+                f"{self.folder}: holds a sweep of another configuration\n{lines}\n"
+                "Give another --sweep-dir."
+            )
+        if not retry:
+            return found
+        kept = {
+            name: [one for one in getattr(found, name) if one.failure is None]
+            for name in ("runs", "trials")
+        }
+        return found.model_copy(update=kept)
+
+    def known(self) -> dict[Path, Outcome]:
+        """Return run directory -> outcome of what the records of before have of this grid."""
+        if self.before is None:
+            return {}
+        found = {
+            _key(one.cell, one.tuned, one.seed): one.summary or failed(one.failure or "")
+            for one in (*self.before.trials, *self.before.runs)
+        }
+        outcomes = {}
+        for cell, tuned, seed in product(
+            self.grid.cells, self.grid.tunings, range(self.grid.seeds)
+        ):
+            key = _key(_values(cell), _values(tuned), seed)
+            if key in found:
+                outcomes[self.job(cell, tuned, seed).folder] = found[key]
+        return outcomes
+
+    def job(self, cell: Texts, tuned: Texts, seed: int) -> Job:
+        """Return the run of a cell."""
+        config = self.grid.config((*cell, *tuned), seed)
+        name = "-".join(
+            [_slug(" ".join((*cell, *tuned))), f"seed{seed}", config_hash(config.plain())]
+        )
+        folder = self.folder / "runs" / name
+        self.titles[folder] = " ".join((*cell, *tuned, f"seed {seed}"))
+        return Job(config, folder)
+
+    def wanted(self, outcomes: Mapping[Path, Outcome]) -> list[Job]:
+        """Return the runs of all cells, first seeds first; others wait until their cell is tuned."""
+        grid = self.grid
+        jobs = [self.job(cell, tuned, 0) for cell, tuned in product(grid.cells, grid.tunings)]
+        for seed, cell in product(range(1, grid.seeds), grid.cells):
+            tuned = self.chosen(cell, outcomes)
+            if tuned is not None:
+                jobs.append(self.job(cell, tuned, seed))
+        return jobs
+
+    def chosen(self, cell: Texts, outcomes: Mapping[Path, Outcome]) -> Texts | None:
+        """Return the tuning with the best monitored validation value; None while there is none."""
+        tunings = self.grid.tunings
+        if len(tunings) == 1:
+            return tunings[0]
+        tried = [outcomes.get(self.job(cell, tuned, 0).folder) for tuned in tunings]
+        values = [None if one is None else _validation(one) for one in tried]
+        able = [value for value in values if value is not None]
+        return None if None in tried or not able else tunings[values.index(max(able))]
+
+    def look(self, outcomes: Mapping[Path, Outcome], running: Sequence[Path], total: int) -> None:
+        """Tell what has come of the runs since the last look, and keep it."""
+        if self.first is None:
+            self.first = len(outcomes)
+            self.told = set(outcomes)
+            self.write(outcomes)
+        new = [folder for folder in outcomes if folder not in self.told]
+        for folder in new:
+            log.info("%s: %s", self.titles[folder], outcome_text(outcomes[folder]))
+        if new:
+            self.told.update(new)
+            self.write(outcomes)
+        self.line.show(lambda: self._text(outcomes, running, total))
+
+    def _text(self, outcomes: Mapping[Path, Outcome], running: Sequence[Path], total: int) -> str:
+        mine = [outcomes[folder] for folder in outcomes if folder in self.titles]
+        done = len(outcomes) - (self.first or 0)
+        parts = [f"{len(mine)} of {total} runs"]
+        failures = sum("failure" in one for one in mine)
+        if failures:
+            parts.append(f"{failures} failed")
+        if done:
+            each = (time.monotonic() - self.begun) / done
+            parts.append(f"{clock(each * (total - len(mine)))} left")
+        return "  ".join([*parts, *(f"[{self.titles[folder]}]" for folder in running)])
+
+    def write(self, outcomes: Mapping[Path, Outcome]) -> Records:
+        """Write the records of all outcomes, and of earlier grids."""
+        grid = self.grid
+        runs, trials = [], []
+        for cell in grid.cells:
+            tuned = self.chosen(cell, outcomes)
+            if len(grid.tunings) > 1:
+                trials += self._records(outcomes, cell, grid.tunings, [0])
+            if tuned is not None:
+                runs += self._records(outcomes, cell, [tuned], range(grid.seeds))
+            elif all(self.job(cell, one, 0).folder in outcomes for one in grid.tunings):
+                runs += self._records(outcomes, cell, grid.tunings[:1], [0])
+        records = Records(
+            **self.head,
+            axes=_union(self.before.axes if self.before else {}, grid.over),
+            tune=_union(self.before.tune if self.before else {}, grid.tune),
+            runs=_with_older(runs, self.before.runs if self.before else [], tuned=False),
+            trials=_with_older(trials, self.before.trials if self.before else [], tuned=True),
+        )
+        records.write(self.folder / FILE)
+        return records
+
+    def _records(
+        self,
+        outcomes: Mapping[Path, Outcome],
+        cell: Texts,
+        tunings: Sequence[Texts],
+        seeds: Sequence[int],
+    ) -> list[Record]:
+        found = []
+        for tuned, seed in product(tunings, seeds):
+            one = outcomes.get(self.job(cell, tuned, seed).folder)
+            if one is not None:
+                failure = one.get("failure")
+                found.append(
+                    Record(
+                        cell=_values(cell),
+                        seed=seed,
+                        tuned=_values(tuned),
+                        summary=one if failure is None else None,
+                        failure=failure,
+                    )
+                )
+        return found
+
+
+def _with_older(new: list[Record], old: list[Record], tuned: bool) -> list[Record]:
+    """Return new records, and older ones that none of them stands for."""
+
+    def key(one: Record) -> str:
+        return _key(one.cell, one.tuned if tuned else {}, one.seed)
+
+    known = {key(one) for one in new}
+    return [*new, *(one for one in old if key(one) not in known)]
+
+
+def _union(before: Mapping[str, list[Any]], axes: Sequence[Axis]) -> dict[str, list[Any]]:
+    found = {key: list(values) for key, values in before.items()}
+    for axis in axes:
+        values = found.setdefault(axis.key, [])
+        values += [v for v in (_value(t) for t in axis.texts()) if v not in values]
+    return found
+
+
+def _validation(outcome: Outcome) -> float | None:
+    """Return the monitored validation value, its sign such that more is better; None of a failure."""
+    if "failure" in outcome:
+        return None
+    value = outcome["valid"][outcome["monitor"]]
+    return -value if outcome["monitor"] == "logloss" else value
+
+
+def _values(texts: Texts) -> dict[str, Any]:
+    return {text.partition("=")[0]: _value(text) for text in texts}
+
+
+def _value(text: str) -> Any:
+    return parse_override(text)[1]
+
+
+def _key(cell: Mapping[str, Any], tuned: Mapping[str, Any], seed: int) -> str:
+    return json.dumps([cell, tuned, seed], sort_keys=True)
+
+
+def _slug(text: str) -> str:
+    return "".join(char if char.isalnum() or char in "=.-" else "_" for char in text)[:100]
