@@ -1,0 +1,76 @@
+"""Runs in processes of their own: their ends, however they come."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.config import RunConfig
+from trainer.jobs import Job, finished, run_jobs
+from trainer.loop import train
+from trainer.signals import Interrupted
+
+Tiny = Callable[..., RunConfig]
+
+
+def test_what_fails_or_is_killed_leaves_the_others_alone(tiny: Tiny, tmp_path: Path) -> None:
+    long = tiny("train.epochs=5000", "train.patience=5000")
+    jobs = [
+        Job(tiny("table=hash", "budget=1"), tmp_path / "small"),
+        Job(long, tmp_path / "killed"),
+        Job(tiny(), tmp_path / "good"),
+    ]
+
+    def kill(outcomes: Mapping[Path, Any], running: Sequence[Path], total: int) -> None:
+        assert total == 3
+        begun = (tmp_path / "killed" / "metrics.jsonl").exists()
+        if running == [tmp_path / "killed"] and begun:
+            (child,) = multiprocessing.active_children()
+            os.kill(child.pid or 0, signal.SIGKILL)
+
+    outcomes = run_jobs(lambda _: jobs, look=kill)
+    assert "budget of 1 bytes" in outcomes[tmp_path / "small"]["failure"]
+    assert "killed by signal 9" in outcomes[tmp_path / "killed"]["failure"]
+    assert outcomes[tmp_path / "good"] == finished(jobs[2])
+    assert finished(jobs[1]) is None
+    assert finished(Job(long, tmp_path / "good")) is None, "of another configuration"
+
+
+def test_interrupted_runs_go_on_to_the_same_numbers(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny("train.epochs=60", "train.patience=60")
+    job = Job(config, tmp_path / "run")
+
+    def interrupt(outcomes: Mapping[Path, Any], running: Sequence[Path], total: int) -> None:
+        if list((job.folder / "checkpoints").glob("step-*")):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run_jobs(lambda _: [job], look=interrupt)
+    assert finished(job) is None
+    assert not multiprocessing.active_children()
+    found = run_jobs(lambda _: [job])[job.folder]
+    unbroken = train(config, tmp_path / "unbroken")
+    assert found["test"] == unbroken["test"]
+    assert "resuming" in (job.folder / "log.txt").read_text()
+
+
+def test_a_choice_waits_for_what_it_chooses_by(tiny: Tiny, tmp_path: Path) -> None:
+    first = Job(tiny(), tmp_path / "first")
+    second = Job(tiny("train.seed=1"), tmp_path / "second")
+    known = {first.folder: {"valid": {"auc": 0.7}}}
+    asked = []
+
+    def wanted(outcomes: Mapping[Path, Any]) -> list[Job]:
+        asked.append(set(outcomes))
+        return [first, second] if first.folder in outcomes else [first]
+
+    outcomes = run_jobs(wanted, known=known)
+    assert outcomes[first.folder] == known[first.folder]
+    assert not first.folder.exists()
+    assert outcomes[second.folder]["seed"] == 1
