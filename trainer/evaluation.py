@@ -1,9 +1,10 @@
-"""Measuring predictions on a split."""
+"""Predictions on a split, and what they are worth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,32 @@ def measure(
 ) -> dict[str, float]:
     """Return the metrics of a split (`trainer.metrics.evaluate`).
 
+    Args are those of `scores_of`, and so are errors.
+
+    Raises:
+        ValueError: a prediction is NaN.
+    """
+    scores = scores_of(store, split, predict, batch_size, limit_batches, stop)
+    label, group = truth_of(store, split, len(scores))
+    return on_first(lambda: metrics.evaluate(label, scores, group))
+
+
+def truth_of(store: Store, split: str, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the labels [rows] and the group ids [rows], None without groups, of the first rows."""
+    known = store.split(split)
+    return known.label[:rows], None if known.group is None else known.group[:rows]
+
+
+def scores_of(
+    store: Store,
+    split: str,
+    predict: Callable[[Batch], Tensor],
+    batch_size: int,
+    limit_batches: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Return the logits [rows] float32 of the first rows of a split, in their order.
+
     Args:
         store: the prepared data set.
         split: train, valid or test.
@@ -63,10 +90,9 @@ def measure(
 
     Raises:
         Interrupted: `stop` said so.
-        ValueError: a prediction is NaN.
     """
-    available = store.split(split)
-    rows = min(available.rows, (limit_batches or available.rows) * batch_size)
+    available = store.split(split).rows
+    rows = min(available, (limit_batches or available) * batch_size)
     size = _shared_size(rows, batch_size)
     loader = Loader(store, split, size, rank=rank(), world_size=ranks())
     steps = -(-rows // size)
@@ -84,9 +110,7 @@ def measure(
                 raise Interrupted
             if index + 1 == steps:
                 break
-    scores = total(logits).cpu().numpy()
-    group = None if available.group is None else available.group[:rows]
-    return on_first(lambda: metrics.evaluate(available.label[:rows], scores, group))
+    return total(logits).cpu().numpy()
 
 
 def _shared_size(rows: int, batch_size: int) -> int:
