@@ -74,7 +74,7 @@ class FinishedRun:
         """
         kept = self.path / "scores" / f"{split}.npy"
         if kept.exists():
-            return np.load(kept)
+            return np.load(kept, mmap_mode="r")
         train = self.config.train
         return scores_of(store, split, self.model(), train.eval_batch_size, train.limit_batches)
 

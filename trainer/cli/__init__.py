@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from trainer.cli import eval as evaluate
-from trainer.cli import export, ls, prepare, show, train
+from trainer.cli import export, ls, prepare, report, show, train
 
 app = typer.Typer(
     name="embtables",
@@ -27,6 +27,7 @@ app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("report")(report.report)
 
 
 def _version(asked: bool) -> None:
