@@ -61,9 +61,7 @@ class Differences:
     """Differences of the cells of a section.
 
     Attributes:
-        rows: test rows that the interval is of; None where no predictions are at hand.
-        groups: whether the data name groups, of which chance draws.
-        missing: why test rows are left out, where they are.
+        missing: why other test rows are not reckoned with, where they are not.
         compared: every cell against its baselines.
     """
 
@@ -108,16 +106,6 @@ class Differences:
     def rows_errors(self) -> list[RowsError]:
         """What is known of test rows, to be kept with the records."""
         return list(self._known.values())
-
-    @property
-    def groups(self) -> bool:
-        """Whether chance draws groups of rows."""
-        return any(statistic.group is not None for statistic in self._statistics.values())
-
-    @property
-    def rows(self) -> int | None:
-        """Test rows of the predictions at hand."""
-        return next((len(one.label) for one in self._statistics.values()), None)
 
     def _family(self, metric: str, baseline: str) -> list[Compared]:
         """Return the cells against one baseline, their p-values adjusted together."""

@@ -86,10 +86,10 @@ def _figure(plot: Plot) -> str:
 def _fields(section: Section) -> str:
     shown = section.shown_fields()
     parts = [f'<p class="note">{FIELDS}</p>']
-    if not any(cell.fields for cell in shown):
+    if not any(cell.shown.fields for cell in shown):
         parts.append(
-            '<p class="note">Not measured here: <code>embtables report --fields</code> does, where the '
-            "runs and their data are.</p>"
+            '<p class="note">Not measured yet: <code>embtables report --fields</code> does it where the '
+            "runs and their data are. Until then rows that several tables share are counted in each.</p>"
         )
     parts += [
         _folded(f"Fields of {cell.name}", fields_table(cell), is_open=index == 0)
@@ -100,11 +100,14 @@ def _fields(section: Section) -> str:
 
 def _configuration(section: Section) -> list[str]:
     records = section.records
-    tried = {key: values for key, values in records.tune.items()}
     return [
         _folded("Configuration that the cells change", _yaml(records.config)),
         _folded("What each cell changes", _yaml([_changes(cell) for cell in section.cells])),
-        *([_folded("Tuned on validation, in every cell", _yaml(tried))] if tried else []),
+        *(
+            [_folded("Tuned on validation, in every cell", _yaml(records.tune))]
+            if records.tune
+            else []
+        ),
         _folded("Environment", _yaml(records.environment)),
     ]
 

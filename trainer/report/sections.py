@@ -124,9 +124,10 @@ class Cell:
         return statistics.fmean(sum(stage["rows"] for stage in some) for some in stages)
 
     @property
-    def fields(self) -> dict[str, Any]:
-        """What was measured of its tables (`trainer.fields`), empty if nothing was."""
-        return next((run.fields for run in self.runs.values() if run.fields), {})
+    def shown(self) -> Record:
+        """The run whose tables are shown: the first whose fields were measured, or the first."""
+        runs = list(self.runs.values())
+        return next((run for run in runs if run.fields), runs[0])
 
     def _summary(self, key: str) -> Any:
         return next((run.summary[key] for run in self.runs.values() if run.summary), None)
@@ -197,7 +198,7 @@ class Section:
     def measure_fields(self) -> None:
         """Measure the tables of the cells that are shown (`trainer.fields`), each with one seed."""
         for cell in self.shown_fields():
-            if self.store is not None and cell.folders and not cell.fields:
+            if self.store is not None and cell.folders and not cell.shown.fields:
                 seed, path = next(iter(cell.folders.items()))
                 found = fields.fields_of(FinishedRun.open(path), self.store)
                 cell.runs[seed] = cell.runs[seed].model_copy(update={"fields": found})

@@ -237,7 +237,7 @@ def _difference_line(one: Compared) -> str:
 
 
 def fields_table(cell: Cell) -> str:
-    """Return one line a logical table of a cell's first run: where the bytes go, what they bring."""
+    """Return one line a logical table of a cell: where the bytes go, what they bring."""
     columns = [
         Column("field", text=True),
         Column("ids"),
@@ -249,23 +249,19 @@ def fields_table(cell: Cell) -> str:
         Column("collisions", "training occurrences of ids that read the same rows as another id"),
         Column("loss lost", "of the gain on the mean, when the ids are permuted"),
     ]
-    summary = next(run.summary for run in cell.runs.values() if run.summary)
-    measured = cell.fields.get("tables", {})
-    lines = []
-    parts = {one["table"]: measured.get(one["table"], {}) for one in summary["tables"]}
-    sizes = {
-        one["table"]: one["bytes"] / parts[one["table"]].get("readers", 1)
-        for one in summary["tables"]
-    }
-    whole = sum(sizes.values())
-    for one in summary["tables"]:
-        name = one["table"]
-        lines.append(_field_line(one, parts[name], sizes[name], whole))
+    summary = cell.shown.summary or {}
+    measured = (cell.shown.fields or {}).get("tables", {})
+    fields = [one | measured.get(one["table"], {}) for one in summary["tables"]]
+    sizes = [one["bytes"] / one.get("readers", 1) for one in fields]
+    lines = [
+        _field_line(one, size, size / sum(sizes))
+        for size, one in sorted(zip(sizes, fields, strict=True), key=lambda pair: -pair[0])
+    ]
     return table(f"Fields: {cell.name}", columns, lines)
 
 
-def _field_line(one: dict[str, Any], part: dict[str, Any], size: float, whole: float) -> str:
-    readers = part.get("readers", 1)
+def _field_line(one: dict[str, Any], size: float, share: float) -> str:
+    readers = one.get("readers", 1)
     return line(
         escape(one["table"]),
         [
@@ -274,9 +270,9 @@ def _field_line(one: dict[str, Any], part: dict[str, Any], size: float, whole: f
             str(one["width"]),
             f'<td class="text">{escape(parse_table(one["method"]).precision.kind)}</td>',
             f"{size:,.0f}",
-            _bar(size / whole if whole else None),
-            _bar(part.get("collisions")),
-            _bar(part.get("loss")),
+            _bar(share),
+            _bar(one.get("collisions")),
+            _bar(one.get("loss")),
         ],
     )
 

@@ -74,28 +74,24 @@ def _how(section: Section, differences: Differences) -> str:
         f"({fewest}{_count(seeds[-1], 'seed')}). A difference is called one if its p-value, "
         f"Holm-adjusted over the cells of the list, is below {LEVEL}."
     ]
-    if differences.rows is None:
+    known = sum(one.difference.rows_error is not None for one in differences.compared)
+    if known:
+        ways = ", ".join(f"{METRICS[m].title} by {HOW[m]}" for m in section.metrics if m in HOW)
+        rows = f"{section.done[0].mean('test', 'rows'):,.0f} test rows"
+        drawn = ", drawn in the groups of GAUC" if "gauc" in section.metrics else ""
+        some = "" if known == len(differences.compared) else f" (in {known} comparisons)"
         parts.append(
-            f"Its error is that over seeds alone, for {escape(differences.missing)}: it does not say "
-            "what other test rows would have given."
-            if not any(one.difference.rows_error for one in differences.compared)
-            else "Its error joins that over seeds and that over test rows, kept from where the runs are."
+            f"Its error joins, as the root of the sum of squares, that over the {rows}{drawn} "
+            f"({ways}){some} and that over seeds (Student's t, Satterthwaite's degrees of freedom)."
         )
     else:
-        ways = ", ".join(f"{METRICS[m].title} by {HOW[m]}" for m in section.metrics if m in HOW)
-        drawn = f", drawn by {escape(str(_group(section)))}" if differences.groups else ""
         parts.append(
-            f"Its error joins, as the root of the sum of squares, that over the {differences.rows:,} "
-            f"test rows{drawn} ({ways}) and that over seeds (Student's t, Satterthwaite's degrees of "
-            "freedom)."
+            "Its error is that over seeds alone (Student's t), which does not say what other test rows "
+            f"would have given: {escape(differences.missing or 'the runs are not at hand')}."
         )
     if seeds == [1]:
         parts.append("<b>With one seed nothing is known of what another training would give.</b>")
     return f'<p class="note">{" ".join(parts)}</p>'
-
-
-def _group(section: Section) -> str:
-    return (section.store.schema.group if section.store else None) or "group"
 
 
 def front_words(section: Section) -> str:
