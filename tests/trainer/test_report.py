@@ -232,6 +232,26 @@ def test_kept_errors_of_test_rows_are_joined(tmp_path: Path) -> None:
     assert read_records(folder / "records" / "Planted-data.json").rows_errors == [known]
 
 
+def test_statement_says_what_was_compared(tmp_path: Path) -> None:
+    _, html = written(tmp_path, planted())
+    text = " ".join(re.sub(r"<[^>]+>", "", html.replace("<li>", " ")).split())
+    assert "Test AUC against the full table, 6 cells: 2 better: dnis +0.0050 (ratio 0.2)" in text
+    assert (
+        "4 worse: full −0.0100 (ratio 0.5), −0.0400 (ratio 0.2); hash −0.0500 (ratio 0.5)" in text
+    )
+    assert "Test AUC against the narrow full table" in text
+    assert "runs with the same seeds (3 seeds)" in text
+
+
+def test_many_lines_leave_colour_to_the_front(tmp_path: Path) -> None:
+    more = [run for i in range(9) for run in runs_of(f"m{i}", 0.5, 0.7 + i / 1000, 480)]
+    _, html = written(tmp_path, planted(runs=[*planted().runs, *more]))
+    assert html.count(">others: see the table</text>") == 2
+    assert ">dnis</text>" in html
+    assert ">m8</text>" not in html
+    assert Lines(html).line("m8")[0][1].startswith("0.7080 ±")
+
+
 def test_cells_are_lines_with_spread_marks_and_costs(tmp_path: Path) -> None:
     page = Lines(written(tmp_path, planted())[1])
     head = page.rows[0]

@@ -39,6 +39,10 @@ BASELINES: dict[str, dict[str, Any]] = {
     "narrow": {"color": "black", "marker": "s", "linewidth": 2.2, "markersize": 6},
     "cut": {"color": "#666666", "marker": "D", "linewidth": 2.2, "markersize": 6},
 }
+OTHERS: dict[str, Any] = {"color": "#C0C0C0", "marker": ".", "linewidth": 0.8, "zorder": 1.5}
+MANY = 8
+"""Lines besides the baselines that are told apart whatever they are worth."""
+
 TITLES = {"full": "uncompressed", "narrow": "narrow full table", "cut": "frequency cut"}
 FOCUS = 3.0
 """What lies further below the best than so many times the median does is drawn at the edge."""
@@ -86,8 +90,9 @@ def quality_plots(section: Section, name: str) -> list[Plot]:
 
 def _quality(section: Section, metric: str) -> Figure:
     lines = _lines(section, metric)
-    columns = 2 if all(len(label) <= 22 for label, *_ in lines) else 1
-    rows = -(-(len(lines) + 2) // columns)
+    labels = [label for label, *_ in lines if label]
+    columns = 2 if max(map(len, labels)) <= 26 else 1
+    rows = -(-(len(labels) + 2) // columns)
     figure = Figure(figsize=(4.7, 3.4 + 0.2 * rows), layout="constrained")
     axes = figure.subplots()
     edge = _edge(
@@ -95,9 +100,8 @@ def _quality(section: Section, metric: str) -> Figure:
     )
     for label, style, cells in lines:
         sizes, values, spreads = zip(*_points(cells, metric), strict=True)
-        axes.errorbar(
-            sizes, values, spreads, label=label, capsize=2.5, elinewidth=1, zorder=3, **style
-        )
+        whiskers = {"capsize": 2.5, "elinewidth": 1, "zorder": 3}
+        axes.errorbar(sizes, values, spreads, label=label, **whiskers | style)
         outside = [
             size for size, value in zip(sizes, values, strict=True) if _beyond(value, edge, metric)
         ]
@@ -118,27 +122,38 @@ def _quality(section: Section, metric: str) -> Figure:
 
 
 def _lines(section: Section, metric: str) -> list[tuple[str, dict[str, Any], list[Cell]]]:
-    """Return label, style and cells by rising bytes of each line: the baselines, then the others."""
+    """Return label, style and cells by rising bytes of each line: the baselines, then the others.
+
+    Of many lines those that are not on the front are grey and have one label in common.
+    """
     cells: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(section.done, key=lambda cell: cell.bytes):
-        if cell.mean("test", metric) is not None:
-            cells.setdefault((cell.role, cell.method), []).append(cell)
-    lines, others = [], 0
-    for (role, method), some in sorted(cells.items(), key=lambda one: _rank(one[0])):
+        cells.setdefault((cell.role, cell.method), []).append(cell)
+    front = section.front(metric)
+    others = sorted(method for role, method in cells if not role)
+    lines, grey = [], 0
+    for (role, method), all_sizes in sorted(cells.items(), key=lambda one: _rank(one[0])):
+        some = [cell for cell in all_sizes if cell.mean("test", metric) is not None]
+        if not some:
+            continue
         if role:
             more = ", ".join(f"{k}={v}" for k, v in some[0].setting.items())
             label, style = ", ".join(filter(None, (TITLES[role], more))), BASELINES[role]
+        elif len(others) <= MANY or any(cell in front for cell in some):
+            label, style = method, _style(others.index(method))
         else:
-            label = method
-            style = {
-                "color": COLOURS[others % len(COLOURS)],
-                "marker": MARKERS[others % len(MARKERS)],
-                "linewidth": 1.2,
-                "markersize": 5.5,
-            }
-            others += 1
+            label, style, grey = ("" if grey else "others: see the table"), OTHERS, grey + 1
         lines.append((label, style, some))
     return lines
+
+
+def _style(place: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linewidth": 1.2,
+        "markersize": 5.5,
+    }
 
 
 def _rank(one: tuple[str, str]) -> tuple[int, str]:
@@ -199,7 +214,7 @@ def _bytes_axis(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("bytes of the packed tables")
     low, high = axes.get_xlim()
-    few = high / low < 200
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if few else (1,)))
+    subs = (1, 2, 5) if high < 30 * low else (1, 3) if high < 1000 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(10, subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: round_bytes_text(size)))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -13,6 +13,9 @@ BASELINES = {
     "full": "the full table",
     "narrow": "the narrow full table (fewer numbers a row) next below in bytes",
 }
+LONG = 15
+"""Cells from which on a list of them is folded."""
+
 HOW = {
     "auc": "DeLong's test",
     "logloss": "the paired losses",
@@ -43,7 +46,11 @@ def _against(title: str, metric: str, some: Sequence[Compared]) -> str:
     for verdict in ("better", "not told apart", "worse", "not judged"):
         mine = [one for one in some if one.verdict == verdict]
         if mine:
-            verdicts.append(f"<li><b>{len(mine)} {verdict}</b>: {_named(mine)}</li>")
+            head, named = f"<b>{len(mine)} {verdict}</b>", _named(mine)
+            text = f"{head}: {named}"
+            if len(mine) > LONG:
+                text = f"<details><summary>{head}</summary>{named}</details>"
+            verdicts.append(f"<li>{text}</li>")
     return (
         f"<p>Test {METRICS[metric].title} against <b>{title}</b>, {_count(len(some), 'cell')}:</p>"
         f"<ul>{''.join(verdicts)}</ul>"
