@@ -240,18 +240,13 @@ class GAUC(Statistic):
         return float((np.square(spread).sum() * len(parts) / (len(parts) - 1)) ** 0.5)
 
 
-STATISTICS: dict[str, type[Statistic]] = {"auc": AUC, "logloss": Logloss, "gauc": GAUC}
-"""Metric -> how it is compared."""
-
-
 def statistics_of(label: np.ndarray, group: np.ndarray | None) -> dict[str, Statistic]:
-    """Return metric -> how it is compared on these rows; no GAUC without groups.
+    """Return metric -> how it is compared on these rows; GAUC where two groups hold both labels.
 
     Raises:
-        ValueError: a metric is undefined on these rows.
+        ValueError: AUC is undefined on these rows.
     """
-    return {
-        name: kind(label, group)
-        for name, kind in STATISTICS.items()
-        if group is not None or kind is not GAUC
-    }
+    found: dict[str, Statistic] = {"auc": AUC(label, group), "logloss": Logloss(label, group)}
+    if group is not None and metrics.gauc(label, np.zeros(len(label)), group).groups > 1:
+        found["gauc"] = GAUC(label, group)
+    return found

@@ -198,6 +198,21 @@ def test_other_settings_have_other_baselines(tmp_path: Path) -> None:
     assert section.full(last) is section.narrow(last) is None
 
 
+def test_other_fields_are_compared_with_plain_tables(tmp_path: Path) -> None:
+    mixed = [
+        run.model_copy(update={"cell": run.cell | {"fields.user": "hash"}})
+        for run in runs_of("full", None, 0.7, 900)
+    ]
+    planted(runs=[*planted().runs, *mixed]).write(tmp_path / "r.json")
+    (section,) = read_sections([tmp_path / "r.json"])
+    last = section.done[-1]
+    assert (last.name, last.role) == ("full, fields.user=hash", "")
+    full, narrow = section.full(last), section.narrow(last)
+    assert full
+    assert narrow
+    assert (full.name, narrow.name) == ("full", "full, ratio 0.5")
+
+
 def test_verdicts_are_those_that_were_planted(section: Section) -> None:
     differences = Differences(section)
     found = {

@@ -7,6 +7,7 @@ same setting; seeds are paired, and so are test rows where the predictions and t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -81,11 +82,11 @@ class Differences:
 
     def of(self, metric: str, cell: Cell, other: Cell) -> Difference | None:
         """Return a metric of a cell minus that of another, None without a common seed."""
-        seeds = tuple(seed for seed in sorted(cell.runs) if seed in other.runs)
-        pairs = [(_score(cell, seed, metric), _score(other, seed, metric)) for seed in seeds]
-        if not pairs or any(score is None for pair in pairs for score in pair):
+        ours, theirs = cell.by_seed("test", metric), other.by_seed("test", metric)
+        seeds = tuple(sorted(ours.keys() & theirs.keys()))
+        if not seeds:
             return None
-        values = [one - two for one, two in pairs if one is not None and two is not None]
+        values = [ours[seed] - theirs[seed] for seed in seeds]
         return paired(values, self._rows_error(metric, cell, other, seeds))
 
     def alike(self, metric: str, cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
@@ -109,19 +110,19 @@ class Differences:
 
     def _family(self, metric: str, baseline: str) -> list[Compared]:
         """Return the cells against one baseline, their p-values adjusted together."""
+        find = self.section.full if baseline == "full" else self.section.narrow
         found = []
         for cell in self.section.done:
-            other = self.section.full(cell) if baseline == "full" else self.section.narrow(cell)
-            difference = None
-            if other is not None and other is not cell and cell.role != "full":
-                difference = self.of(metric, cell, other)
+            other = None if cell.role == "full" else find(cell)
+            difference = None if other is None else self.of(metric, cell, other)
             if other is not None and difference is not None:
                 found.append(Compared(metric, baseline, cell, other, difference, math.nan))
         judged = [one for one in found if not math.isnan(one.difference.p)]
-        adjusted = dict(
-            zip(map(id, judged), holm([one.difference.p for one in judged]), strict=True)
-        )
-        return [replace(one, p=adjusted.get(id(one), math.nan)) for one in found]
+        adjusted = holm([one.difference.p for one in judged])
+        return [
+            *(replace(one, p=p) for one, p in zip(judged, adjusted, strict=True)),
+            *(one for one in found if math.isnan(one.difference.p)),
+        ]
 
     # -- test rows -------------------------------------------------------------------------------
 
@@ -166,14 +167,5 @@ class Differences:
         return FinishedRun.open(folder).scores(self.section.store, "test")
 
 
-def _score(cell: Cell, seed: int, metric: str) -> float | None:
-    summary = cell.runs[seed].summary
-    return None if summary is None else summary["test"].get(metric)
-
-
 def _key(metric: str, cell: object, other: object, seeds: Sequence[int]) -> str:
-    return repr((metric, _sorted(cell), _sorted(other), list(seeds)))
-
-
-def _sorted(values: object) -> object:
-    return sorted(values.items()) if isinstance(values, dict) else values
+    return json.dumps([metric, cell, other, seeds], sort_keys=True)

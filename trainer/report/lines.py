@@ -39,7 +39,7 @@ def _line(section: Section, cell: Cell, run: Record) -> dict[str, Any]:
         "model": summary.get("model"),
         "table": cell.table,
         **asked,
-        **cell.setting,
+        **cell.beside,
         **run.tuned,
         "seed": run.seed,
         "failure": run.failure,

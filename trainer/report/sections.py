@@ -64,9 +64,14 @@ class Cell:
         return str(self._summary("table") or self.values.get("table", self.config.get("table")))
 
     @cached_property
-    def setting(self) -> dict[str, Any]:
-        """What it changes besides the tables: comparisons are made within one setting."""
+    def beside(self) -> dict[str, Any]:
+        """What it changes besides the table of most fields and the size."""
         return {k: v for k, v in self.values.items() if k not in ("table", *SIZES)}
+
+    @cached_property
+    def setting(self) -> dict[str, Any]:
+        """What it changes besides its tables: comparisons are made within one setting."""
+        return {k: v for k, v in self.beside.items() if not k.startswith("fields")}
 
     @cached_property
     def size(self) -> str:
@@ -79,28 +84,33 @@ class Cell:
 
     @cached_property
     def method(self) -> str:
-        """Table and setting: what is drawn as one line over the sizes."""
-        return ", ".join([self.table, *(f"{k}={v}" for k, v in self.setting.items())])
+        """All but the size: what is drawn as one line over the sizes."""
+        return ", ".join([self.table, *(f"{k}={v}" for k, v in self.beside.items())])
 
     @property
     def name(self) -> str:
         """Method and size."""
         return f"{self.method}, {self.size}" if self.size else self.method
 
-    @property
+    @cached_property
     def role(self) -> str:
         """Which baseline it is: full, narrow, cut (the frequency cut), or none."""
-        if self.table == "full" and self.runs:
+        if not self.runs or self.beside != self.setting or self.config.get("fields"):
+            return ""
+        if self.table == "full":
             uncompressed = max(self.numbers("bytes", "uncompressed"))
             return "full" if self.bytes >= uncompressed else "narrow"
-        return (
-            "cut" if self.table.split("(")[0] == "frequency_cut" and "+" not in self.table else ""
-        )
+        is_cut = self.table.split("(")[0] == "frequency_cut" and "+" not in self.table
+        return "cut" if is_cut else ""
+
+    def by_seed(self, *path: str) -> dict[int, float]:
+        """Return seed -> a number in the summary, such as test, auc; without what is not known."""
+        found = {seed: _at(run.summary, path) for seed, run in self.runs.items()}
+        return {seed: number for seed, number in found.items() if number is not None}
 
     def numbers(self, *path: str) -> list[float]:
-        """Return a number in the summary of each seed, such as test, auc; without what is not known."""
-        found = [_at(run.summary, path) for run in self.runs.values()]
-        return [number for number in found if number is not None]
+        """Return a number in the summary of each seed that has it."""
+        return list(self.by_seed(*path).values())
 
     def mean(self, *path: str) -> float | None:
         """Return the mean over seeds of a number in the summary, None if it is not known."""
@@ -205,9 +215,7 @@ class Section:
 
     def enriched(self) -> Records:
         """Return the records with all that is known of their runs, to make the report elsewhere."""
-        runs = [
-            run for cell in self.cells for run in (*cell.runs.values(), *cell.failures)
-        ]  # fmt: skip
+        runs = [run for cell in self.cells for run in (*cell.runs.values(), *cell.failures)]
         return self.records.model_copy(update={"runs": runs})
 
 

@@ -3,60 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from embtables.compressor import parse_table
 from trainer.report.differences import Compared, Differences
+from trainer.report.markup import Column, class_of, heading, line, table
 from trainer.report.sections import METRICS, Cell, Section
 from trainer.report.texts import UNITS, bytes_text, p_text, signed, unit_of
 
 NONE = "–"
 ROLES = {"full": "uncompressed", "narrow": "narrow", "cut": "cut"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its title, how it is aligned, and what a pointer that rests on the title reads."""
-
-    title: str
-    about: str = ""
-    text: bool = False
-
-
-def table(caption: str, columns: Sequence[Column], lines: Iterable[str]) -> str:
-    """Return a table in a box that scrolls sideways; lines are made by `line` or `heading`."""
-    heads = "".join(
-        f'<th scope="col"{_class("text" if column.text else "")}'
-        f"{_attribute('title', column.about)}>{escape(column.title)}</th>"
-        for column in columns
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def line(name: str, values: Sequence[str], kind: str = "") -> str:
-    """Return a row of HTML values below the name (HTML) of the line."""
-    cells = "".join(value if value.startswith("<td") else f"<td>{value}</td>" for value in values)
-    return f'<tr{_class(kind)}><th scope="row">{name}</th>{cells}</tr>'
-
-
-def heading(text: str, columns: int) -> str:
-    """Return a row that is the title of those below it."""
-    return f'<tr class="group"><th scope="rowgroup" colspan="{columns}">{escape(text)}</th></tr>'
-
-
-def _class(kind: str) -> str:
-    return _attribute("class", kind)
-
-
-def _attribute(name: str, value: str) -> str:
-    return f' {name}="{escape(value)}"' if value else ""
 
 
 # -- cells ---------------------------------------------------------------------------------------
@@ -138,7 +96,7 @@ def _quality(section: Section, cell: Cell, marks: dict[tuple[str, Cell], str]) -
         mean, spread = cell.mean("test", metric), cell.spread("test", metric)
         text = NONE if mean is None else f"{mean:.4f}"
         text += "" if spread is None else f'<span class="spread"> ± {spread:.4f}</span>'
-        found.append(f"<td{_class(marks.get((metric, cell), ''))}>{text}</td>")
+        found.append(f"<td{class_of(marks.get((metric, cell), ''))}>{text}</td>")
     return [*found, str(len(cell.runs))]
 
 
