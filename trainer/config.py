@@ -157,6 +157,22 @@ class TrainConfig(Config):
         return monitor
 
 
+class LogConfig(Config):
+    """Where evaluations are written to."""
+
+    to: tuple[Literal["jsonl", "tensorboard"], ...] = Field(
+        default=("jsonl",),
+        description="jsonl: metrics.jsonl of the run directory, always; tensorboard: event files",
+    )
+
+    @field_validator("to")
+    @classmethod
+    def _keeps_jsonl(cls, to: tuple[str, ...]) -> tuple[str, ...]:
+        if "jsonl" not in to:
+            raise ValueError("jsonl is always written, for a run resumes from it; add jsonl")
+        return to
+
+
 class RunConfig(Config):
     """A whole run."""
 
@@ -179,6 +195,7 @@ class RunConfig(Config):
     )
     dense: DenseOptimizer = Adam()
     train: TrainConfig = TrainConfig()
+    log: LogConfig = LogConfig()
 
     @field_validator("backend")
     @classmethod

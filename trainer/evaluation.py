@@ -1,9 +1,11 @@
-"""Measuring predictions on a split."""
+"""Predictions on a split, and what they are worth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +29,17 @@ def measure_trained(
     predict: Predictor,
     options: TrainConfig,
     stop: Callable[[], bool] = lambda: False,
+    keep: Path | None = None,
 ) -> dict[str, float]:
     """Return the metrics of a split that go with the loss of a run.
+
+    Args:
+        store: the prepared data set.
+        split: train, valid or test.
+        predict: the model.
+        options: of the run.
+        stop: asked after every batch whether to give up.
+        keep: file for the logits [rows] float32 of a run by ``bce``.
 
     Raises:
         Interrupted: `stop` said so.
@@ -37,7 +48,7 @@ def measure_trained(
     size, limit = options.eval_batch_size, options.limit_batches
     retrieval = retrieval_of(store, predict.model, options)
     if retrieval is None:
-        return measure(store, split, predict, size, limit, stop)
+        return measure(store, split, predict, size, limit, stop, keep)
     rows = None if limit is None else limit * size
     found = retrieval.measure(split, vectors_of(predict, size), rows, stop)
     return on_first(lambda: found)  # ranks that round otherwise must not decide otherwise
@@ -50,8 +61,38 @@ def measure(
     batch_size: int,
     limit_batches: int | None = None,
     stop: Callable[[], bool] = lambda: False,
+    keep: Path | None = None,
 ) -> dict[str, float]:
     """Return the metrics of a split (`trainer.metrics.evaluate`).
+
+    Args are those of `scores_of`, and so are errors; `keep` is a file for the scores.
+
+    Raises:
+        ValueError: a prediction is NaN.
+    """
+    scores = scores_of(store, split, predict, batch_size, limit_batches, stop)
+    if keep is not None:
+        keep.parent.mkdir(exist_ok=True)
+        np.save(keep, scores)
+    label, group = truth_of(store, split, len(scores))
+    return on_first(lambda: metrics.evaluate(label, scores, group))
+
+
+def truth_of(store: Store, split: str, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the labels [rows] and the group ids [rows], None without groups, of the first rows."""
+    known = store.split(split)
+    return known.label[:rows], None if known.group is None else known.group[:rows]
+
+
+def scores_of(
+    store: Store,
+    split: str,
+    predict: Callable[[Batch], Tensor],
+    batch_size: int,
+    limit_batches: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Return the logits [rows] float32 of the first rows of a split, in their order.
 
     Args:
         store: the prepared data set.
@@ -63,10 +104,9 @@ def measure(
 
     Raises:
         Interrupted: `stop` said so.
-        ValueError: a prediction is NaN.
     """
-    available = store.split(split)
-    rows = min(available.rows, (limit_batches or available.rows) * batch_size)
+    available = store.split(split).rows
+    rows = min(available, (limit_batches or available) * batch_size)
     size = _shared_size(rows, batch_size)
     loader = Loader(store, split, size, rank=rank(), world_size=ranks())
     steps = -(-rows // size)
@@ -84,9 +124,7 @@ def measure(
                 raise Interrupted
             if index + 1 == steps:
                 break
-    scores = total(logits).cpu().numpy()
-    group = None if available.group is None else available.group[:rows]
-    return on_first(lambda: metrics.evaluate(available.label[:rows], scores, group))
+    return total(logits).cpu().numpy()
 
 
 def _shared_size(rows: int, batch_size: int) -> int:

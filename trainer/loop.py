@@ -86,7 +86,9 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
         Interrupted: Ctrl-C or SIGTERM; what was done is in the directory.
     """
     with (
-        RunDir(Path(run_dir), config.plain(), fresh=fresh, writes=is_first()) as run,
+        RunDir(
+            Path(run_dir), config.plain(), fresh=fresh, writes=is_first(), log_to=config.log.to
+        ) as run,
         StopSignal() as stop,
     ):
         summary = run.summary() if is_first() else None
@@ -517,15 +519,15 @@ class Trainer:
             state.best_checkpoint = self.checkpoints.name(state.step)
         self.save()
 
-    def measure(self, split: str, predict: Predictor) -> dict[str, float]:
-        """Return the metrics of a split.
+    def measure(self, split: str, predict: Predictor, keep: Path | None = None) -> dict[str, float]:
+        """Return the metrics of a split; `keep` is a file for its scores.
 
         Raises:
             Interrupted: asked to stop.
         """
         alone = ranks() == 1  # several stop together, while training
         stop = self.stop if alone else lambda: False
-        return measure_trained(self.store, split, predict, self.options, stop)
+        return measure_trained(self.store, split, predict, self.options, stop, keep)
 
     def _reduce_lr(self) -> None:
         rule = self.options.reduce_lr
@@ -553,7 +555,10 @@ class Trainer:
         save(self.run.model, self.model, self.config.model, self.inputs, self.tables)
         served = PackedModel.load(self.run.model)
         self._lap("pack")
-        measured = {split: self.measure(split, served) for split in ("valid", "test")}
+        measured = {
+            "valid": self.measure("valid", served),
+            "test": self.measure("test", served, keep=self.run.scores / "test.npy"),
+        }
         self._lap("evaluate")
         size = asdict(self.tables.bytes()) | {"file": served.tables.file_bytes}
         size["training"] = state.training_bytes or size["training"]

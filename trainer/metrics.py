@@ -47,7 +47,7 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
     Raises:
         ValueError: a score is NaN.
     """
-    value = float(_group_aucs(label, score, None)[0][0]) if len(label) else math.nan
+    value = float(group_aucs(label, score, None)[0][0]) if len(label) else math.nan
     if math.isnan(value):
         only = f"all {len(label)} labels are {label[0]:g}" if len(label) else "there are no rows"
         warnings.warn(f"AUC is undefined: {only}", RuntimeWarning, stacklevel=2)
@@ -65,7 +65,7 @@ def gauc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> GroupAUC:
     Raises:
         ValueError: a score is NaN.
     """
-    values, sizes = _group_aucs(label, score, group)
+    values, sizes = group_aucs(label, score, group)
     counts = ~np.isnan(values)
     rows = sizes[counts].sum()
     value = float((values[counts] * sizes[counts]).sum() / rows) if rows else math.nan
@@ -79,8 +79,13 @@ def logloss(label: np.ndarray, logit: np.ndarray) -> float:
         label: [N] 0 or 1.
         logit: [N] log-odds.
     """
+    return float(np.mean(losses(label, logit)))
+
+
+def losses(label: np.ndarray, logit: np.ndarray) -> np.ndarray:
+    """Return the binary cross-entropy of each row, [N] float64."""
     y, x = label.astype(np.float64), logit.astype(np.float64)
-    return float(np.mean(np.maximum(x, 0.0) - x * y + np.log1p(np.exp(-np.abs(x)))))
+    return np.maximum(x, 0.0) - x * y + np.log1p(np.exp(-np.abs(x)))
 
 
 def calibration(label: np.ndarray, logit: np.ndarray) -> float:
@@ -125,10 +130,10 @@ def evaluate(
     return metrics
 
 
-def _group_aucs(
+def group_aucs(
     label: np.ndarray, score: np.ndarray, group: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (AUC [G], NaN where a group holds one label; rows [G]).
+    """Return (AUC [G], NaN where a group holds one label; rows [G]), by rising group.
 
     Rows are sorted as integers that hold group, score and label, from high bits to low. In this order
     a positive has below it every negative of its group with a smaller score or the same one; ties

@@ -28,6 +28,16 @@ class Record(Config):
     tuned: dict[str, Any] = Field(default={}, description="key -> value chosen on validation")
     summary: dict[str, Any] | None = Field(default=None, description="summary.json of the run")
     failure: str | None = Field(default=None, description="why there is no summary")
+    fields: dict[str, Any] | None = Field(default=None, description="fields.json of the run")
+
+
+class RowsError(Config):
+    """How far other test rows would move the difference of two cells: known where the runs are."""
+
+    metric: str
+    cells: tuple[dict[str, Any], dict[str, Any]]
+    seeds: list[int] = Field(description="of both, whose differences are averaged")
+    error: float = Field(description="standard error (`trainer.significance`)")
 
 
 class Records(Config):
@@ -45,6 +55,7 @@ class Records(Config):
     )
     runs: list[Record]
     trials: list[Record] = Field(default=[], description="first seeds that `tuned` was chosen from")
+    rows_errors: list[RowsError] = Field(default=[], description="of cells that were compared")
 
     def write(self, file: Path) -> None:
         """Write the records; an old file is replaced only when the new one is whole."""

@@ -13,11 +13,13 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
+from trainer.board import Board
 from trainer.overrides import differences, read_preset
 
 _LOGGERS = ("embtables", "data")
@@ -27,10 +29,11 @@ _PACKAGES = ("embtables", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "
 _WHERE = {
     "backend": None,
     "sharding": None,
+    "log": None,
     "train": ("device", "rank_timeout", "keep_checkpoints"),
 }
-"""Keys that say where a run computes and what it keeps, not what it computes: a run that is resumed may
-have other values there. None stands for a whole section."""
+"""Keys that say where a run computes and what it keeps or shows, not what it computes: a run that is
+resumed may have other values there. None stands for a whole section."""
 
 
 def computed(config: dict[str, Any]) -> dict[str, Any]:
@@ -57,28 +60,39 @@ class RunDir:
     """A locked run directory; use it as a context manager.
 
     Layout: config.yaml (resolved), env.json, metrics.jsonl, summary.json (when finished), log.txt,
-    model.safetensors (packed, when finished), checkpoints/step-<step>/ (`trainer.checkpoint`).
+    model.safetensors (packed, when finished), scores/test.npy (its logits of the test rows, float32, in
+    their order), checkpoints/step-<step>/ (`trainer.checkpoint`), tensorboard/ (if it is logged to).
 
     Args:
         path: the directory, made if it does not exist.
         config: the resolved configuration as plain values.
         fresh: throw away what an earlier run left.
         writes: False on ranks that only read it: nothing is locked, checked or written there.
+        log_to: "tensorboard" writes what metrics.jsonl gets to event files as well.
 
     Raises:
-        ValueError: the directory belongs to a run of another configuration (the message says in
-            what), holds something else, or is in use by another process.
+        ValueError: tensorboardX is missing; or the directory belongs to a run of another configuration
+            (the message says in what), holds something else, or is in use by another process.
     """
 
     def __init__(
-        self, path: Path, config: dict[str, Any], *, fresh: bool = False, writes: bool = True
+        self,
+        path: Path,
+        config: dict[str, Any],
+        *,
+        fresh: bool = False,
+        writes: bool = True,
+        log_to: Collection[str] = (),
     ) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
+        self.scores = path / "scores"
         self._config = config
         self._fresh, self._writes = fresh, writes
         self._handler: logging.Handler | None = None
+        board = writes and "tensorboard" in log_to
+        self._board = Board(path / "tensorboard") if board else None
 
     def __enter__(self) -> RunDir:
         if not self._writes:
@@ -115,6 +129,8 @@ class RunDir:
             for name in _LOGGERS:
                 logging.getLogger(name).removeHandler(self._handler)
             self._handler.close()
+        if self._board is not None:
+            self._board.close()
         if self._writes:
             self._unlock()
 
@@ -133,6 +149,8 @@ class RunDir:
             return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(_plain(row)) + "\n")
+        if self._board is not None:
+            self._board.add(row)
 
     def rewind(self, step: int) -> None:
         """Drop the lines of metrics.jsonl written after a step, which will be trained again."""
@@ -141,6 +159,8 @@ class RunDir:
             lines = file.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
             _write(file, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        if self._board is not None:
+            self._board.rewind(step)
 
     def _lock(self) -> None:
         self._lock_file = lock(self.path, "--run-dir")

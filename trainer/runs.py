@@ -3,15 +3,80 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from data.store import Store
 from trainer.config import RunConfig
 from trainer.datasets import check_same_data, open_store
-from trainer.evaluation import measure_trained
+from trainer.evaluation import measure_trained, scores_of
 from trainer.overrides import read_preset
 from trainer.predict import PackedModel
 from trainer.rundir import packed_model
 from trainer.validation import validate
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run.
+
+    Attributes:
+        path: its directory.
+        summary: what `trainer.loop.Trainer.finish` wrote.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> FinishedRun:
+        """Open a run directory.
+
+        Raises:
+            ValueError: there is no run, or it is not finished.
+        """
+        packed_model(path)
+        return cls(path, json.loads((path / "summary.json").read_text()))
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """What was run."""
+        file = self.path / "config.yaml"
+        return validate(RunConfig, read_preset(file), str(file))
+
+    def model(self) -> PackedModel:
+        """Return the packed model."""
+        return PackedModel.load(packed_model(self.path))
+
+    def store(self) -> Store:
+        """Prepare the data again unless they are there, and return them.
+
+        Raises:
+            ValueError: they are not the data of the run.
+        """
+        store = open_store(self.config)
+        check_same_data(self.summary["data"], store)
+        return store
+
+    def prepared_store(self) -> Store | None:
+        """Return the data of the run if they lie where they were prepared."""
+        folder = self.config.data.store / self.summary["data"]
+        return Store.open(folder) if folder.is_dir() else None
+
+    def scores(self, store: Store, split: str) -> np.ndarray:
+        """Return the logits [rows] float32 of the packed model on the rows it was measured on.
+
+        Those of test rows are kept in the run directory when a run ends; others are made again.
+        """
+        kept = self.path / "scores" / f"{split}.npy"
+        if kept.exists():
+            return np.load(kept, mmap_mode="r")
+        train = self.config.train
+        return scores_of(store, split, self.model(), train.eval_batch_size, train.limit_batches)
 
 
 def evaluate_run(path: Path, split: str) -> dict[str, float]:
@@ -20,9 +85,5 @@ def evaluate_run(path: Path, split: str) -> dict[str, float]:
     Raises:
         ValueError: there is no run, or it is not finished.
     """
-    model = PackedModel.load(packed_model(path))
-    file = path / "config.yaml"
-    config = validate(RunConfig, read_preset(file), str(file))
-    store = open_store(config)
-    check_same_data(json.loads((path / "summary.json").read_text())["data"], store)
-    return measure_trained(store, split, model, config.train)
+    run = FinishedRun.open(path)
+    return measure_trained(run.store(), split, run.model(), run.config.train)

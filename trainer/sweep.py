@@ -200,6 +200,10 @@ class _Sweep:
             "environment": without_command(environment()),
         }
         self.before = self._before(retry)
+        self.older = {
+            _key(one.cell, one.tuned, one.seed): one
+            for one in (*self.before.trials, *self.before.runs)
+        }
         sources = {config.data: config.data for config in self._configs()}
         stores = [Store.open(prepared(source)) for source in sources]
         if len(stores) == 1 and "bayes" in stores[0].stats:
@@ -209,10 +213,10 @@ class _Sweep:
         cells, tunings = self.grid.cells, self.grid.tunings
         return [self.grid.config((*c, *t), 0) for c, t in product(cells, tunings)]
 
-    def _before(self, retry: bool) -> Records | None:
+    def _before(self, retry: bool) -> Records:
         """Return the records that are there, without the failures that are to be tried again."""
         if not (self.folder / FILE).exists():
-            return None
+            return Records(**self.head, runs=[])
         found = read_records(self.folder)
         changed = differences(computed(found.config), computed(self.head["config"]))
         if changed:
@@ -231,19 +235,14 @@ class _Sweep:
 
     def known(self) -> dict[Path, Outcome]:
         """Return run directory -> outcome of what the records of before have of this grid."""
-        if self.before is None:
-            return {}
-        found = {
-            _key(one.cell, one.tuned, one.seed): one.summary or failed(one.failure or "")
-            for one in (*self.before.trials, *self.before.runs)
-        }
         outcomes = {}
         for cell, tuned, seed in product(
             self.grid.cells, self.grid.tunings, range(self.grid.seeds)
         ):
-            key = _key(_values(cell), _values(tuned), seed)
-            if key in found:
-                outcomes[self.job(cell, tuned, seed).folder] = found[key]
+            one = self.older.get(_key(_values(cell), _values(tuned), seed))
+            if one is not None:
+                outcome = one.summary or failed(one.failure or "")
+                outcomes[self.job(cell, tuned, seed).folder] = outcome
         return outcomes
 
     def job(self, cell: Texts, tuned: Texts, seed: int) -> Job:
@@ -316,10 +315,11 @@ class _Sweep:
                 runs += self._records(outcomes, cell, grid.tunings[:1], [0])
         records = Records(
             **self.head,
-            axes=_union(self.before.axes if self.before else {}, grid.over),
-            tune=_union(self.before.tune if self.before else {}, grid.tune),
-            runs=_with_older(runs, self.before.runs if self.before else [], tuned=False),
-            trials=_with_older(trials, self.before.trials if self.before else [], tuned=True),
+            axes=_union(self.before.axes, grid.over),
+            tune=_union(self.before.tune, grid.tune),
+            runs=_with_older(runs, self.before.runs, tuned=False),
+            trials=_with_older(trials, self.before.trials, tuned=True),
+            rows_errors=self.before.rows_errors,
         )
         records.write(self.folder / FILE)
         return records
@@ -334,17 +334,19 @@ class _Sweep:
         found = []
         for tuned, seed in product(tunings, seeds):
             one = outcomes.get(self.job(cell, tuned, seed).folder)
-            if one is not None:
-                failure = one.get("failure")
-                found.append(
-                    Record(
-                        cell=_values(cell),
-                        seed=seed,
-                        tuned=_values(tuned),
-                        summary=one if failure is None else None,
-                        failure=failure,
-                    )
-                )
+            if one is None:
+                continue
+            failure = one.get("failure")
+            record = Record(
+                cell=_values(cell),
+                seed=seed,
+                tuned=_values(tuned),
+                summary=one if failure is None else None,
+                failure=failure,
+            )
+            # An older record of the same outcome may have more, such as its fields.
+            older = self.older.get(_key(record.cell, record.tuned, seed), record)
+            found.append(older if older.summary == record.summary else record)
         return found
 
 

@@ -98,7 +98,7 @@ def test_ls_reads_names_and_lines_from_the_files(embtables: Run) -> None:
         assert any(line.split()[:1] == [name] and len(line) > 30 for line in text.splitlines())
 
 
-@pytest.mark.parametrize("verb", ["ls", "show", "prepare", "train", "eval", "export"])
+@pytest.mark.parametrize("verb", ["ls", "show", "prepare", "train", "eval", "export", "report"])
 def test_every_verb_ends_its_help_with_examples(embtables: Run, verb: str) -> None:
     text = embtables(verb, "--help").out
     assert f"embtables {verb}" in text.partition("Examples:")[2]

@@ -1,0 +1,171 @@
+"""Which cells of a section differ, and which only seem to.
+
+Every cell is compared with the full table and with the narrow full table next below it in bytes, in the
+same setting; seeds are paired, and so are test rows where the predictions and the data are at hand
+(`trainer.significance`). p-values are Holm-adjusted over the cells of one metric and one baseline.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from trainer.evaluation import truth_of
+from trainer.records import RowsError
+from trainer.report.sections import METRICS, Cell, Section
+from trainer.runs import FinishedRun
+from trainer.significance import Difference, Statistic, holm, paired, statistics_of
+
+LEVEL = 0.05
+"""Below which an adjusted p-value is called a difference."""
+
+Verdict = Literal["better", "worse", "not told apart", "not judged"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A cell against a baseline.
+
+    Attributes:
+        metric: name.
+        baseline: full or narrow.
+        cell, other: the cell, and the baseline.
+        difference: of the cell minus the baseline.
+        p: Holm-adjusted, NaN where nothing is known.
+    """
+
+    metric: str
+    baseline: str
+    cell: Cell
+    other: Cell
+    difference: Difference
+    p: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What can be said."""
+        if math.isnan(self.p):
+            return "not judged"
+        if self.p >= LEVEL:
+            return "not told apart"
+        return "better" if self.difference.value * METRICS[self.metric].sign > 0 else "worse"
+
+
+class Differences:
+    """Differences of the cells of a section.
+
+    Attributes:
+        missing: why other test rows are not reckoned with, where they are not.
+        compared: every cell against its baselines.
+    """
+
+    def __init__(self, section: Section) -> None:
+        self.section = section
+        self._known = {_key(e.metric, *e.cells, e.seeds): e for e in section.records.rows_errors}
+        self.missing = ""
+        self._statistics = self._of_rows()
+        self._scores = cache(self._scores_of)
+        self._parts = lru_cache(maxsize=8)(self._mean_parts)
+        self.compared = [
+            one
+            for metric in section.metrics
+            for baseline in ("full", "narrow")
+            for one in self._family(metric, baseline)
+        ]
+
+    def of(self, metric: str, cell: Cell, other: Cell) -> Difference | None:
+        """Return a metric of a cell minus that of another, None without a common seed."""
+        ours, theirs = cell.by_seed("test", metric), other.by_seed("test", metric)
+        seeds = tuple(sorted(ours.keys() & theirs.keys()))
+        if not seeds:
+            return None
+        values = [ours[seed] - theirs[seed] for seed in seeds]
+        return paired(values, self._rows_error(metric, cell, other, seeds))
+
+    def alike(self, metric: str, cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
+        """Return the best of some cells, and the others whose 95 % interval of it holds zero."""
+        sign = METRICS[metric].sign
+        means = {cell: mean for cell in cells if (mean := cell.mean("test", metric)) is not None}
+        if not means:
+            return None, []
+        best = max(means, key=lambda cell: sign * means[cell])
+        alike = []
+        for cell in means:
+            found = None if cell is best else self.of(metric, cell, best)
+            if found is not None and found.interval[0] <= 0 <= found.interval[1]:
+                alike.append(cell)
+        return best, alike
+
+    @property
+    def rows_errors(self) -> list[RowsError]:
+        """What is known of test rows, to be kept with the records."""
+        return list(self._known.values())
+
+    def _family(self, metric: str, baseline: str) -> list[Compared]:
+        """Return the cells against one baseline, their p-values adjusted together."""
+        find = self.section.full if baseline == "full" else self.section.narrow
+        found = []
+        for cell in self.section.done:
+            other = None if cell.role == "full" else find(cell)
+            difference = None if other is None else self.of(metric, cell, other)
+            if other is not None and difference is not None:
+                found.append(Compared(metric, baseline, cell, other, difference, math.nan))
+        judged = [one for one in found if not math.isnan(one.difference.p)]
+        adjusted = holm([one.difference.p for one in judged])
+        return [
+            *(replace(one, p=p) for one, p in zip(judged, adjusted, strict=True)),
+            *(one for one in found if math.isnan(one.difference.p)),
+        ]
+
+    # -- test rows -------------------------------------------------------------------------------
+
+    def _of_rows(self) -> dict[str, Statistic]:
+        """Return how metrics are compared row by row, nothing where rows are not at hand."""
+        store = self.section.store
+        rows = [rows for cell in self.section.done for rows in cell.numbers("test", "rows")]
+        if store is None:
+            self.missing = "the prepared data of the runs are not at hand"
+        elif not set(self.section.metrics) & {"auc", "logloss"}:
+            self.missing = "retrieval keeps nothing row by row"
+        elif len(set(rows)) > 1:
+            self.missing = "the runs were measured on different numbers of rows"
+        else:
+            try:
+                return statistics_of(*truth_of(store, "test", int(rows[0])))
+            except ValueError as error:
+                self.missing = str(error)
+        return {}
+
+    def _rows_error(
+        self, metric: str, cell: Cell, other: Cell, seeds: tuple[int, ...]
+    ) -> float | None:
+        key = _key(metric, cell.values, other.values, seeds)
+        known = all(seed in one.folders for one in (cell, other) for seed in seeds)
+        if key not in self._known and metric in self._statistics and known:
+            parts = [self._parts(metric, one, seeds) for one in (cell, other)]
+            error = self._statistics[metric].error(parts[0] - parts[1])
+            self._known[key] = RowsError(
+                metric=metric, cells=(cell.values, other.values), seeds=list(seeds), error=error
+            )
+        return self._known[key].error if key in self._known else None
+
+    def _mean_parts(self, metric: str, cell: Cell, seeds: tuple[int, ...]) -> np.ndarray:
+        """Return the parts of a metric, row by row or group by group, averaged over seeds."""
+        statistic = self._statistics[metric]
+        parts = [statistic.parts(self._scores(cell.folders[seed])) for seed in seeds]
+        return np.mean(parts, axis=0)
+
+    def _scores_of(self, folder: Path) -> np.ndarray:
+        assert self.section.store is not None
+        return FinishedRun.open(folder).scores(self.section.store, "test")
+
+
+def _key(metric: str, cell: object, other: object, seeds: Sequence[int]) -> str:
+    return json.dumps([metric, cell, other, seeds], sort_keys=True)
