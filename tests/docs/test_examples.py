@@ -16,17 +16,14 @@ from pages import PAGES, ROOT, commands_of, files_of, name_of, python_of
 from trainer.cli import app, main
 from trainer.config import load_config
 
-COMMANDS = [
-    pytest.param(page, line, id=f"{name_of(page)}: {line}")
-    for page in PAGES
-    for line in commands_of(page)
-]
+COMMANDS = [(page, line) for page in PAGES for line in commands_of(page)]
 
 
 def of(start: str) -> Any:
     """Parametrize over the commands that begin so, each with its page."""
-    found = [one for one in COMMANDS if one.values[1].startswith(start)]
-    return pytest.mark.parametrize(("page", "line"), found)
+    found = [(page, line) for page, line in COMMANDS if line.startswith(start)]
+    names = [f"{name_of(page)}: {line}" for page, line in found]
+    return pytest.mark.parametrize(("page", "line"), found, ids=names)
 
 
 def lay_out(page: Path, folder: Path) -> None:
@@ -34,13 +31,13 @@ def lay_out(page: Path, folder: Path) -> None:
         (folder / name).write_text(text)
 
 
-def parse(line: str) -> typer.Context:
-    """Return what the command line makes of a command."""
+def parse(line: str) -> dict[str, Any]:
+    """Return the arguments of a command as its verb gets them."""
     verb, *words = shlex.split(line)[1:]
     group = typer.main.get_group(app)
     command = group.get_command(typer.Context(group), verb)
     assert command is not None, f"no such verb: {verb}"
-    return command.make_context(verb, words)
+    return command.make_context(verb, words).params
 
 
 @pytest.mark.parametrize(
@@ -83,7 +80,7 @@ def test_module_exists(page: Path, line: str) -> None:
 
 @of("embtables ")
 def test_command_line_is_valid(page: Path, line: str, tmp_path: Path, monkeypatch: Any) -> None:
-    given = parse(line).params
+    given = parse(line)
     if "overrides" in given:
         lay_out(page, tmp_path)
         monkeypatch.chdir(tmp_path)
@@ -101,7 +98,7 @@ def test_ls_runs(page: Path, line: str) -> None:
 def test_data_of_the_page_is_prepared(
     page: Path, line: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    if parse(line).params["recipe"] not in files_of(page):
+    if parse(line)["recipe"] not in files_of(page):
         pytest.skip("data that is not in the page")
     lay_out(page, tmp_path)
     monkeypatch.chdir(tmp_path)

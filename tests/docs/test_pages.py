@@ -61,7 +61,7 @@ def test_pages_stay_in_the_site(page: Path) -> None:
 
 
 def test_every_page_is_linked() -> None:
-    linked = {
+    linked = {DOCS / "README.md"} | {
         (page.parent / link.partition("#")[0]).resolve()
         for page in PAGES
         for link in links_of(page)
@@ -88,7 +88,8 @@ def metrics(value: Any) -> Iterator[tuple[str, str]]:
     """Yield every mean and standard deviation of a result, as pages write them."""
     if isinstance(value, dict):
         if value.get("mean") is not None and value.get("std") is not None:
-            yield tuple(f"{value[key]:.4f}".removeprefix("0") for key in ("mean", "std"))
+            mean, std = (f"{value[key]:.4f}".removeprefix("0") for key in ("mean", "std"))
+            yield mean, std
         for inner in value.values():
             yield from metrics(inner)
     elif isinstance(value, list):
