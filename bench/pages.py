@@ -63,7 +63,7 @@ def _measured(axis: str, kind: str) -> str:
             *(f"{line[f'{what}_over_full']:.2f}" for what in ("train", "inference")),
         )
         for line in _read(SPEED)
-        if (axis, kind) in _methods(parse_table(line["table"])) and line["table"] != "full"
+        if (axis, kind) in _methods(parse_table(line["table"]))
     ]
     parts = []
     if quality:
@@ -109,7 +109,7 @@ def _methods(config: TableConfig) -> list[tuple[str, str]]:
 
 
 def _narrow(cell: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the cell of the narrow table as large as a cell, if there is one."""
+    """Return the cell of the narrow table of the same ratio, if there is one."""
     same = [
         other
         for other in cells
