@@ -2,7 +2,7 @@ PYTHON ?= python3
 REQUIREMENTS ?= requirements/cpu.txt
 BIN := .venv/bin
 
-.PHONY: demo test lint setup bench-setup clean
+.PHONY: demo test lint setup bench-setup docs clean
 
 demo: setup  ## train AutoInt on synthetic data with five tables; ends with a table and a plot
 	$(BIN)/python -m bench.demo
@@ -31,5 +31,13 @@ bench-setup: setup .venv-peers/fuxictr/.ready .venv-peers/deepctr/.ready  ## lib
 	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
+docs: .venv-docs/.ready  ## pages of docs/ as HTML: site/index.html
+	.venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/.ready: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-peers demo runs prepared
+	rm -rf .venv .venv-peers .venv-docs demo runs prepared site

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from embtables.compressor import Parts, Precision, precisions
@@ -26,7 +27,7 @@ class Float16(Precision):
         """Options of float16 rows."""
 
         kind: Literal["fp16"] = "fp16"
-        train: bool = False
+        train: bool = Field(default=False, description="hold rows so while training too")
 
     @property
     def while_training(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from embtables.compressor import Parts, Precision, precisions
@@ -26,7 +27,7 @@ class Int8(Precision):
         """Options of int8 rows."""
 
         kind: Literal["int8"] = "int8"
-        train: bool = False
+        train: bool = Field(default=False, description="hold rows so while training too")
 
     @property
     def while_training(self) -> bool:

@@ -14,6 +14,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from embtables.compressor import Combine, RowTable, Table, sharings
 from embtables.sharing._combine import combination, concatenates, part_width
 from embtables.sharing._hashed import HashConfig, HashedSharing, stays_exact
@@ -27,7 +29,9 @@ class DoubleHash(HashedSharing):
         """Options of double hashing."""
 
         kind: Literal["double_hash"] = "double_hash"
-        combine: Literal["sum", "concat"] = "sum"
+        combine: Literal["sum", "concat"] = Field(
+            default="sum", description="sum of two rows, or concat: two rows of half the width"
+        )
 
     @classmethod
     def allocate(

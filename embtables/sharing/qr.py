@@ -32,7 +32,9 @@ class QR(Sharing):
         """Options of quotient-remainder tables."""
 
         kind: Literal["qr"] = "qr"
-        combine: Literal["mult", "sum", "concat"] = "mult"
+        combine: Literal["mult", "sum", "concat"] = Field(
+            default="mult", description="product, sum, or concat: two rows of half the width"
+        )
         collisions: int | None = Field(
             default=None,
             ge=2,

@@ -1,0 +1,158 @@
+"""What the pages of methods say of options and of measurements.
+
+    python -m bench.pages
+
+Rewrites the end of every docs/methods/<axis>/<kind>.md, from "## Options" on: the options as the
+method's Config has them, and what the results of this folder say of the method. A test fails where a
+page says anything else. What a new result means is for the text above to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from bench.common import RESULTS
+from embtables.compressor import AXES, DEFAULTS, TableConfig, parse_table
+
+METHODS = Path(__file__).parents[1] / "docs" / "methods"
+QUALITY = ("movielens", "search_movielens", "search_frappe", "search_synthetic", "graphhash")
+"""Results that compare tables. Not those of criteo: pieces that small rank nothing."""
+SPEED = "compressors"
+NAMES = {"auc": "AUC", "recall": "recall@20"}
+START = "## Options\n"
+
+
+def generated(axis: str, kind: str) -> str:
+    """Return the end of a method's page, from `START` on."""
+    return f"{START}\n{_options(axis, kind)}\n\n## Measured\n\n{_measured(axis, kind)}\n"
+
+
+def _options(axis: str, kind: str) -> str:
+    fields = AXES[axis].get(kind).Config.model_fields
+    lines = [
+        (f"`{name}`", f"`{json.dumps(field.default)}`", _described(field))
+        for name, field in fields.items()
+        if name != "kind"
+    ]
+    return table(("name", "default", "description"), lines) if lines else "None."
+
+
+def _described(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is not Literal:
+        return field.description or ""
+    values = ", ".join(f"`{value}`" for value in get_args(field.annotation))
+    return f"{values}: {field.description}"
+
+
+def _measured(axis: str, kind: str) -> str:
+    quality = [
+        (f"`{question}`", cell["name"], *_numbers(cell, _narrow(cell, cells)))
+        for question, cells in _results()
+        for cell in cells
+        if (axis, kind) in _about(cell)
+    ]
+    speed = [
+        (
+            f"`{line['table']}`",
+            line["dim"],
+            *(f"{line[f'{what}_over_full']:.2f}" for what in ("train", "inference")),
+        )
+        for line in _read(SPEED)
+        if (axis, kind) in _methods(parse_table(line["table"]))
+    ]
+    parts = []
+    if quality:
+        parts += [
+            "Test quality, mean ± standard deviation over seeds. A line is a cell of "
+            "`bench/results/<file>.json`; beside it the narrow table of the same ratio.",
+            table(("file", "cell", "bytes on file", "test", "narrow table"), quality),
+        ]
+    if speed:
+        parts += [
+            f"Time on a CPU over that of a full table, 26 tables (`bench/results/{SPEED}.json`):",
+            table(("table", "width", "training step", "look-up"), speed),
+        ]
+    return "\n\n".join(parts or ["Not measured yet: no result in `bench/results` is about it."])
+
+
+def _results() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for question in QUALITY:
+        if (RESULTS / f"{question}.json").exists():
+            yield question, [cell for cell in _read(question) if "overrides" in cell]
+
+
+def _read(question: str) -> list[dict[str, Any]]:
+    return json.loads((RESULTS / f"{question}.json").read_text())["cells"]
+
+
+def _option(cell: dict[str, Any], key: str) -> str | None:
+    """Return what the last override of a key says."""
+    said = [text.partition("=")[2] for text in cell["overrides"] if text.startswith(f"{key}=")]
+    return said[-1] if said else None
+
+
+def _about(cell: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (axis, kind) of what a cell measures; a plain table with a ratio is a narrow one."""
+    if methods := _methods(parse_table(_option(cell, "table") or "full")):
+        return methods
+    return [("width", "uniform") if _option(cell, "ratio") else ("sharing", "full")]
+
+
+def _methods(config: TableConfig) -> list[tuple[str, str]]:
+    asked = ((axis, getattr(config, axis).kind) for axis in AXES)
+    return [(axis, kind) for axis, kind in asked if kind != DEFAULTS[axis]]
+
+
+def _narrow(cell: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the cell of the narrow table of the same ratio, if there is one."""
+    same = [
+        other
+        for other in cells
+        if ("width", "uniform") in _about(other)
+        and float(_option(other, "ratio") or 1) == float(_option(cell, "ratio") or 1)
+    ]
+    return same[0] if same and same[0] is not cell else None
+
+
+def _numbers(cell: dict[str, Any], narrow: dict[str, Any] | None) -> tuple[str, str, str]:
+    if "test" not in cell:
+        return "", f"failed: {cell['failures'][0]}", ""
+    size = cell["bytes"]["file"]
+    share = 100 * size / cell["bytes"]["uncompressed"]
+    beside = ""
+    if narrow and "test" in narrow:
+        beside = f"{spread(narrow)} ({narrow['bytes']['file']:,} bytes)"
+    return f"{size:,} ({share:.1f} %)", spread(cell), beside
+
+
+def spread(cell: dict[str, Any]) -> str:
+    """Return the main metric on test, such as ``AUC .8935 ± .0008``."""
+    name = next(name for name in NAMES if name in cell["test"])
+    found = cell["test"][name]
+    numbers = [found["mean"], *([] if found["std"] is None else [found["std"]])]
+    return f"{NAMES[name]} " + " ± ".join(f"{number:.4f}".removeprefix("0") for number in numbers)
+
+
+def table(head: tuple[str, ...], lines: list[Any]) -> str:
+    """Return a Markdown table."""
+    rows = [head, ("---",) * len(head), *lines]
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def main() -> None:
+    """Rewrite the end of every page."""
+    for axis, registry in AXES.items():
+        for kind in registry.names():
+            page = METHODS / axis / f"{kind}.md"
+            written = page.read_text().partition(START)[0]
+            page.write_text(written + generated(axis, kind))
+
+
+if __name__ == "__main__":
+    main()
