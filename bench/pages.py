@@ -3,8 +3,9 @@
     python -m bench.pages
 
 Rewrites the end of every docs/methods/<axis>/<kind>.md, from "## Options" on: the options as the
-method's Config has them, and what the results of this folder say of the method. A test fails where a
-page says anything else. What a new result means is for the text above to say.
+method's Config has them, and what the results of this folder say of the method; and that of
+docs/published.md, from "## Side by side" on. A test fails where a page says anything else. What a new
+result means is for the text above to say.
 """
 
 from __future__ import annotations
@@ -19,12 +20,17 @@ from pydantic.fields import FieldInfo
 from bench.common import RESULTS
 from embtables.compressor import AXES, DEFAULTS, TableConfig, parse_table
 
-METHODS = Path(__file__).parents[1] / "docs" / "methods"
+DOCS = Path(__file__).parents[1] / "docs"
+METHODS = DOCS / "methods"
 QUALITY = ("movielens", "search_movielens", "search_frappe", "search_synthetic", "graphhash")
 """Results that compare tables. Not those of criteo: pieces that small rank nothing."""
 SPEED = "compressors"
+COMPARED = ("frappe", "bars", "movielens")
+"""Results whose cells have the value of a source outside this repository."""
 NAMES = {"auc": "AUC", "recall": "recall@20"}
 START = "## Options\n"
+PUBLISHED = "published.md"
+SIDE_BY_SIDE = "## Side by side\n"
 
 
 def generated(axis: str, kind: str) -> str:
@@ -78,6 +84,24 @@ def _measured(axis: str, kind: str) -> str:
             table(("table", "width", "training step", "look-up"), speed),
         ]
     return "\n\n".join(parts or ["Not measured yet: no result in `bench/results` is about it."])
+
+
+def side_by_side() -> str:
+    """Return the end of the page of published numbers, from `SIDE_BY_SIDE` on."""
+    lines = [
+        (f"`{question}`", cell["name"], metric, value, *_beside(cell["test"][metric], value))
+        for question in COMPARED
+        for cell in _read(question)
+        for metric, value in cell.get("published", {}).items()
+    ]
+    head = ("file", "cell", "metric", "published", "here", "seeds", "here - published")
+    return f"{SIDE_BY_SIDE}\n{table(head, lines)}\n"
+
+
+def _beside(found: dict[str, Any], published: float) -> tuple[str, int, str]:
+    numbers = [found["mean"], *([] if found["std"] is None else [found["std"]])]
+    text = " ± ".join(f"{number:.4f}".removeprefix("0") for number in numbers)
+    return text, len(found["values"]), f"{found['mean'] - published:+.4f}"
 
 
 def _results() -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -146,7 +170,9 @@ def table(head: tuple[str, ...], lines: list[Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite the end of every page."""
+    """Rewrite the ends of the pages."""
+    page = DOCS / PUBLISHED
+    page.write_text(page.read_text().partition(SIDE_BY_SIDE)[0] + side_by_side())
     for axis, registry in AXES.items():
         for kind in registry.names():
             page = METHODS / axis / f"{kind}.md"

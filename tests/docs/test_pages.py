@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pages import DOCS, PAGES, ROOT, anchors_of, links_of, name_of
 
-from bench.pages import METHODS, START, generated
+from bench.pages import METHODS, PUBLISHED, SIDE_BY_SIDE, START, generated, side_by_side
 from embtables.compressor import AXES
 
 NAMED = re.compile(
@@ -66,6 +66,11 @@ def test_every_page_is_linked() -> None:
         for link in links_of(page)
     }
     assert set(DOCS.rglob("*.md")) <= linked
+
+
+def test_published_numbers_beside_ours_are_not_stale() -> None:
+    _, start, rest = (DOCS / PUBLISHED).read_text().partition(SIDE_BY_SIDE)
+    assert start + rest == side_by_side(), "stale; run python -m bench.pages"
 
 
 @each_method
