@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -29,6 +30,7 @@ PATIENCE = 120.0
 """Seconds that a run has to write its checkpoint before it is killed."""
 
 _LOOK = 0.25
+_CTRL_C = (signal.SIGINT,)
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,11 @@ def run_jobs(
                 for job in left[: at_a_time - len(running)]:
                     running[job.folder] = _start(job, each)
                 look(outcomes, list(running), len(jobs))
-                if stop():
-                    raise Interrupted
                 if not running and wanted(outcomes) == jobs:
                     return outcomes
                 wait([one.process.sentinel for one in running.values()], _LOOK)
+                if stop():  # before a process that ended by the same Ctrl-C looks like a failure
+                    raise Interrupted
                 for folder in [f for f, one in running.items() if not one.process.is_alive()]:
                     outcomes[folder] = _outcome(running.pop(folder))
         finally:
@@ -126,7 +128,10 @@ def _start(job: Job, threads: int) -> _Running:
     told, tell = multiprocessing.Pipe(duplex=False)
     work = (job.config.plain(), job.folder, threads, tell)
     process = multiprocessing.get_context("spawn").Process(target=_run, args=work)
+    ensure_running()  # or it would let the signal through at the first start
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _CTRL_C)
     process.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     tell.close()
     return _Running(job, process, told)
 
@@ -134,6 +139,8 @@ def _start(job: Job, threads: int) -> _Running:
 def _run(config: dict[str, Any], folder: Path, threads: int, tell: Connection) -> None:
     """Train, in a process of its own that says why it fails."""
     os.setpgid(0, 0)  # Ctrl-C is for the first process, which passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CTRL_C)
     Thread(target=_outlived, daemon=True).start()
     folder.parent.mkdir(parents=True, exist_ok=True)
     output = os.open(folder.with_name(f"{folder.name}.log"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

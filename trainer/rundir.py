@@ -98,7 +98,8 @@ class RunDir:
         if not self._writes:
             return self
         stored = self.path / "config.yaml"
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "lock").exists():
+        known = (self.path / "lock").exists() and not (self.path / "runs").exists()  # of a sweep
+        if self.path.is_dir() and any(self.path.iterdir()) and not known:
             raise ValueError(f"{self.path}: not empty and not a run; choose another --run-dir")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()

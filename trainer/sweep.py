@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from trainer.jobs import Job, Outcome, failed, outcome_text, run_jobs
 from trainer.overrides import differences, parse_override
 from trainer.progress import Line, clock
 from trainer.records import FILE, Record, Records, read_records, without_command, without_paths
-from trainer.rundir import computed, config_hash, environment, lock
+from trainer.rundir import computed, config_hash, lock
 from trainer.validation import ConfigError
 
 log = logging.getLogger("embtables")
@@ -107,6 +108,8 @@ class Grid:
     )
 
     def __post_init__(self) -> None:
+        if any(parse_override(text)[0] == ("train", "seed") for text in self.overrides):
+            raise ValueError("train.seed: seeds are counted by --seeds; leave it out")
         keys = [axis.key for axis in (*self.over, *self.tune)]
         twice = sorted({key for key in keys if keys.count(key) > 1})
         if twice:
@@ -172,6 +175,10 @@ def sweep(
         Interrupted: Ctrl-C; the same call goes on.
     """
     grid.check()
+    own = (folder / "lock").exists() or (folder / FILE).exists()
+    foreign = folder.is_dir() and any(folder.iterdir()) and not own
+    if foreign or (folder / "config.yaml").exists():
+        raise ValueError(f"{folder}: not empty and not a sweep; choose another --sweep-dir")
     folder.mkdir(parents=True, exist_ok=True)
     with lock(folder, "--sweep-dir"):
         work = _Sweep(grid, folder, retry)
@@ -192,12 +199,12 @@ class _Sweep:
         self.first: int | None = None
         self.told: set[Path] = set()
         self.titles: dict[Path, str] = {}
+        self.jobs: dict[tuple[Texts, Texts, int], Job] = {}
         base = grid.base()
         self.head = {
             "name": folder.resolve().name,
             "recipe": load_config(grid.recipe, grid.overrides).name,
             "config": without_paths(base.plain()),
-            "environment": without_command(environment()),
         }
         self.before = self._before(retry)
         self.older = {
@@ -206,6 +213,7 @@ class _Sweep:
         }
         sources = {config.data: config.data for config in self._configs()}
         stores = [Store.open(prepared(source)) for source in sources]
+        self.data = dict(zip(sources, (store.path.name for store in stores), strict=True))
         if len(stores) == 1 and "bayes" in stores[0].stats:
             self.head["bayes"] = stores[0].stats["bayes"]
 
@@ -247,6 +255,12 @@ class _Sweep:
 
     def job(self, cell: Texts, tuned: Texts, seed: int) -> Job:
         """Return the run of a cell."""
+        key = (cell, tuned, seed)
+        if key not in self.jobs:
+            self.jobs[key] = self._job(cell, tuned, seed)
+        return self.jobs[key]
+
+    def _job(self, cell: Texts, tuned: Texts, seed: int) -> Job:
         config = self.grid.config((*cell, *tuned), seed)
         name = "-".join(
             [_slug(" ".join((*cell, *tuned))), f"seed{seed}", config_hash(config.plain())]
@@ -274,6 +288,14 @@ class _Sweep:
         values = [None if one is None else _validation(one) for one in tried]
         able = [value for value in values if value is not None]
         return None if None in tried or not able else tunings[values.index(max(able))]
+
+    def _check_data(self, job: Job, trained_on: str) -> None:
+        now = self.data[job.config.data]
+        if trained_on != now:
+            raise ValueError(
+                f"{self.folder}: {self.titles[job.folder]} was trained on {trained_on}, and the raw "
+                f"files now give {now}: bring back the files of then, or give another --sweep-dir"
+            )
 
     def look(self, outcomes: Mapping[Path, Outcome], running: Sequence[Path], total: int) -> None:
         """Tell what has come of the runs since the last look, and keep it."""
@@ -315,6 +337,7 @@ class _Sweep:
                 runs += self._records(outcomes, cell, grid.tunings[:1], [0])
         records = Records(
             **self.head,
+            environment=self.before.environment or _environment(outcomes),
             axes=_union(self.before.axes, grid.over),
             tune=_union(self.before.tune, grid.tune),
             runs=_with_older(runs, self.before.runs, tuned=False),
@@ -333,21 +356,38 @@ class _Sweep:
     ) -> list[Record]:
         found = []
         for tuned, seed in product(tunings, seeds):
-            one = outcomes.get(self.job(cell, tuned, seed).folder)
+            job = self.job(cell, tuned, seed)
+            one = outcomes.get(job.folder)
             if one is None:
                 continue
             failure = one.get("failure")
+            if failure is None:
+                self._check_data(job, one["data"])
             record = Record(
                 cell=_values(cell),
                 seed=seed,
                 tuned=_values(tuned),
                 summary=one if failure is None else None,
-                failure=failure,
+                failure=None if failure is None else without_folders(failure),
             )
             # An older record of the same outcome may have more, such as its fields.
             older = self.older.get(_key(record.cell, record.tuned, seed), record)
             found.append(older if older.summary == record.summary else record)
         return found
+
+
+def without_folders(text: str) -> str:
+    """Return a text in which absolute paths have lost their folders, which say nothing elsewhere."""
+    return re.sub(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+", "", text)
+
+
+def _environment(outcomes: Mapping[Path, Outcome]) -> dict[str, Any]:
+    """Return where the runs were made, which need not be where and how they are looked at now."""
+    for folder in outcomes:
+        file = folder / "env.json"
+        if "failure" not in outcomes[folder] and file.exists():
+            return without_command(json.loads(file.read_text()))
+    return {}
 
 
 def _with_older(new: list[Record], old: list[Record], tuned: bool) -> list[Record]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from trainer import jobs
 from trainer.config import RunConfig
 from trainer.jobs import Job, finished, run_jobs
 from trainer.loop import train
@@ -21,7 +22,7 @@ Tiny = Callable[..., RunConfig]
 
 def test_what_fails_or_is_killed_leaves_the_others_alone(tiny: Tiny, tmp_path: Path) -> None:
     long = tiny("train.epochs=5000", "train.patience=5000")
-    jobs = [
+    work = [
         Job(tiny("table=hash", "budget=1"), tmp_path / "small"),
         Job(long, tmp_path / "killed"),
         Job(tiny(), tmp_path / "good"),
@@ -31,14 +32,14 @@ def test_what_fails_or_is_killed_leaves_the_others_alone(tiny: Tiny, tmp_path: P
         assert total == 3
         begun = (tmp_path / "killed" / "metrics.jsonl").exists()
         if running == [tmp_path / "killed"] and begun:
-            (child,) = multiprocessing.active_children()
-            os.kill(child.pid or 0, signal.SIGKILL)
+            for child in multiprocessing.active_children():  # it may take a while to end
+                child.kill()
 
-    outcomes = run_jobs(lambda _: jobs, look=kill)
+    outcomes = run_jobs(lambda _: work, look=kill)
     assert "budget of 1 bytes" in outcomes[tmp_path / "small"]["failure"]
     assert "killed by signal 9" in outcomes[tmp_path / "killed"]["failure"]
-    assert outcomes[tmp_path / "good"] == finished(jobs[2])
-    assert finished(jobs[1]) is None
+    assert outcomes[tmp_path / "good"] == finished(work[2])
+    assert finished(work[1]) is None
     assert finished(Job(long, tmp_path / "good")) is None, "of another configuration"
 
 
@@ -58,6 +59,25 @@ def test_interrupted_runs_go_on_to_the_same_numbers(tiny: Tiny, tmp_path: Path) 
     unbroken = train(config, tmp_path / "unbroken")
     assert found["test"] == unbroken["test"]
     assert "resuming" in (job.folder / "log.txt").read_text()
+
+
+def test_a_process_that_ended_by_the_same_interruption_has_not_failed(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[Path, Any]] = []
+
+    def interrupted(sentinels: Sequence[int], timeout: float) -> list[int]:
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        os.kill(os.getpid(), signal.SIGINT)
+        return list(sentinels)
+
+    monkeypatch.setattr(jobs, "wait", interrupted)
+    job = Job(tiny(), tmp_path / "run")
+    with pytest.raises(Interrupted):
+        run_jobs(lambda _: [job], look=lambda outcomes, *_: told.append(dict(outcomes)))
+    assert told == [{}]
 
 
 def test_a_choice_waits_for_what_it_chooses_by(tiny: Tiny, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer import sweep as module
+from trainer.datasets import prepared
 from trainer.jobs import Job, Outcome
 from trainer.records import FILE, Records, read_records
-from trainer.rundir import lock
+from trainer.rundir import RunDir, lock
 from trainer.summary import sweep_text
 from trainer.sweep import Axis, Grid, default_folder, split_values, sweep
 
@@ -31,6 +32,7 @@ def outcome(job: Job, **values: float) -> Outcome:
         "bytes": {"file": 10, "uncompressed": 100},
         "rows_per_second": 5.0,
         "table": str(job.config.table),
+        "data": prepared(job.config.data).name,
     }
 
 
@@ -232,6 +234,57 @@ def test_a_folder_holds_one_configuration_and_one_sweep_at_a_time(
         sweep(grid(given=["model.dim=6"]), tmp_path)
     with lock(tmp_path, "--sweep-dir"), pytest.raises(ValueError, match="in use by process"):
         sweep(grid(), tmp_path)
+
+
+def test_a_sweep_and_a_run_do_not_take_each_others_folder(
+    engine: Engine, grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    (tmp_path / "sweep" / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "sweep" / "lock").touch()
+    for fresh in (False, True):
+        with pytest.raises(ValueError, match="not empty and not a run"):
+            RunDir(tmp_path / "sweep", {}, fresh=fresh).__enter__()
+    assert (tmp_path / "sweep" / "runs" / "one").exists()
+    with RunDir(tmp_path / "run", {}):
+        pass
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    for name in ("run", "thesis"):
+        with pytest.raises(ValueError, match="not empty and not a sweep"):
+            sweep(grid(), tmp_path / name)
+    assert not engine.ran
+
+
+def test_what_was_trained_on_other_data_is_not_counted_in(
+    engine: Engine, grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    engine.plant = lambda job: outcome(job) | {"data": "of-then"}
+    with pytest.raises(ValueError, match=r"trained on of-then, and the raw files now give"):
+        sweep(grid(), tmp_path)
+
+
+def test_records_name_no_folder_and_the_environment_of_the_runs(
+    engine: Engine, grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    def plant(job: Job) -> Outcome:
+        if job.config.train.seed:
+            return {"failure": "OSError: No space left on device: '/home/me/runs/model.part'"}
+        job.folder.mkdir(parents=True)
+        (job.folder / "env.json").write_text(json.dumps({"commit": "then", "command": "/home/me"}))
+        return outcome(job)
+
+    engine.plant = plant
+    records = sweep(grid(), tmp_path)
+    assert records.environment == {"commit": "then"}
+    assert {one.failure for one in records.runs if one.failure is not None} == {
+        "OSError: No space left on device: 'model.part'"
+    }
+    assert "/home" not in (tmp_path / FILE).read_text()
+
+
+def test_a_seed_that_would_be_passed_over_is_refused(grid: Callable[..., Grid]) -> None:
+    with pytest.raises(ValueError, match=r"train\.seed: seeds are counted by --seeds"):
+        grid(given=["train.seed=5"])
 
 
 def test_the_folder_depends_on_what_all_cells_share(grid: Callable[..., Grid]) -> None:
