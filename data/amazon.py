@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -152,12 +152,20 @@ class Amazon(Source):
 
     def columns(self) -> tuple[Column, ...]:
         """Return the candidate's item and category, and the history's, which share their tables."""
-        length = self.config.max_length
+        id_type = "integer" if self._numbered(self.inputs()) else "string"
+        one = partial(Column, kind="categorical", type=id_type)
+        past = partial(
+            Column,
+            kind="sequence",
+            type=id_type,
+            separator="|",
+            max_length=self.config.max_length,
+        )
         return (
-            Column(name="item", kind="categorical"),
-            Column(name="category", kind="categorical"),
-            Column(name="item_history", kind="sequence", table="item", max_length=length),
-            Column(name="category_history", kind="sequence", table="category", max_length=length),
+            one(name="item"),
+            one(name="category"),
+            past(name="item_history", table="item"),
+            past(name="category_history", table="category"),
         )
 
     def inputs(self) -> list[Path]:
@@ -191,12 +199,16 @@ class Amazon(Source):
             yield self._chunk(reviews, negative, with_history[start : start + CHUNK])
 
     def _reviews(self) -> Reviews:
-        reviews, categories = self.inputs()
-        if categories.name.endswith("_item2attributes.json"):
+        reviews, categories = files = self.inputs()
+        if self._numbered(files):
             user, item = _read_lists(reviews, self.bad)
             return collect(user, item, _read_attributes(categories))
         user, item = _read_reviews(reviews, self.bad)
         return collect(user, item, _read_metadata(categories, np.unique(item), self.bad))
+
+    def _numbered(self, inputs: list[Path]) -> bool:
+        """Return whether items and categories are numbers in the files."""
+        return inputs[1].name.endswith("_item2attributes.json")
 
     def _chunk(self, reviews: Reviews, negative: np.ndarray, at: np.ndarray) -> Chunk:
         """Return two rows for each of the reviews number `at`, [S/2]."""

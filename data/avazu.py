@@ -8,6 +8,7 @@ weekday, and the day of a split by time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import polars as pl
 from pydantic import Field
 
 from data import text
-from data.hashing import MISSING
+from data.features import hours, read_features
 from data.rows import Rows
 from data.schema import Column
 from data.source import Chunk, Source, SourceConfig, SplitConfig, sources
@@ -68,7 +69,15 @@ class Avazu(Source):
     def columns(self) -> tuple[Column, ...]:
         """Return hour and weekday, then the fields in the order of the file."""
         options = {"vocabulary": self.config.vocabulary, "min_count": self.config.min_count}
-        return tuple(Column(name=name, kind="categorical", **options) for name in FIELDS)
+        category = partial(Column, kind="categorical", **options)
+        return (
+            category(name="hour", type="hour"),
+            category(name="weekday", cell="hour", type="weekday"),
+            *(
+                category(name=name, type="string" if name in STRINGS else "integer")
+                for name in FIELDS[2:]
+            ),
+        )
 
     def inputs(self) -> list[Path]:
         """Return the files in time order."""
@@ -86,16 +95,9 @@ class Avazu(Source):
             yield from text.read(path, text.Layout(), wanted, self._parse, self.bad)
 
     def _parse(self, rows: Rows) -> Chunk:
-        hour = rows.frame["hour"]
-        # Polars reads an hour only beside its minute.
-        time = (hour + "00").str.to_datetime("%y%m%d%H%M", strict=False)
-        wrong = time.is_null() | (hour.str.len_bytes() != 8).fill_null(True)
-        rows.expect("hour", wrong, "an hour YYMMDDHH")
-        single = {"hour": time.dt.hour(), "weekday": time.dt.weekday()}
-        chunk = Chunk(rows.labels("click"))
-        chunk.day = time.dt.epoch("d").fill_null(0).cast(pl.Int64).to_numpy()
-        for name, values in single.items():
-            chunk.single[name] = values.cast(pl.Int64).fill_null(MISSING).to_numpy()
-        chunk.single |= {name: rows.integers(name) for name in INTEGERS}
-        chunk.single |= {name: rows.strings(name) for name in STRINGS}
-        return chunk
+        time = hours(rows, "hour")
+        return Chunk(
+            **vars(read_features(rows, self.columns())),
+            label=rows.labels("click"),
+            day=time.dt.epoch("d").fill_null(0).cast(pl.Int64).to_numpy(),
+        )

@@ -25,6 +25,7 @@ import numpy as np
 from data import arrays
 from data.arrays import ArrayFile, Spill, windows
 from data.bayes import bayes
+from data.features import last_ids
 from data.hashing import MISSING
 from data.numeric import Statistics, normalize, transform
 from data.prefetch import ordered, workers
@@ -32,7 +33,7 @@ from data.schema import SPLITS, Column, Schema, Table
 from data.source import Chunk, Source
 from data.splits import TRAIN, assign
 from data.store import FORMAT, write_checksums
-from data.vocabulary import Counted, Dictionary, count_keys, merge
+from data.vocabulary import Counted, Dictionary, by_frequency, count_keys, merge
 
 log = logging.getLogger(__name__)
 
@@ -179,10 +180,10 @@ class Build:
         if kind == "open":
             rows, ids = max(1, len(counted[0])), _unchanged
         else:
-            dictionary = Dictionary(counted, columns[0].min_count)
-            np.save(self.folder / "vocab" / f"{name}.keys.npy", dictionary.keys)
-            np.save(self.folder / "vocab" / f"{name}.counts.npy", dictionary.counts)
-            rows, ids = len(dictionary.keys), dictionary.ids
+            keys, counts = by_frequency(counted, columns[0].min_count)
+            np.save(self.folder / "vocab" / f"{name}.keys.npy", keys)
+            np.save(self.folder / "vocab" / f"{name}.counts.npy", counts)
+            rows, ids = len(keys), Dictionary(keys).ids
         for column in columns:
             if column.kind == "categorical":
                 for keys in self.spill.stream("single", column.name):
@@ -332,17 +333,6 @@ class Build:
             for values, split in pieces:
                 for number, (file, writer) in enumerate(zip(files, writers, strict=True)):
                     file.put(writer, values[split == number])
-
-
-def last_ids(
-    values: np.ndarray, lengths: np.ndarray, most: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (values [m'], lengths [n]) with only the last `most` ids of each row; None keeps all."""
-    if most is None or lengths.max(initial=0) <= most:
-        return values, lengths
-    ends = np.cumsum(lengths)
-    from_end = np.repeat(ends, lengths) - np.arange(len(values))
-    return values[from_end <= most], np.minimum(lengths, most)
 
 
 def _unchanged(keys: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from data import text
-from data.hashing import MISSING
+from data.features import read_features
 from data.rows import Numbers
 from data.schema import Column
 from data.source import Chunk, Source, SourceConfig, sources
@@ -66,12 +66,25 @@ class Criteo(Source):
             vocabulary=config.vocabulary,
             min_count=config.min_count,
         )
-        number = partial(Column, kind="numeric", transform="log1p", normalize=config.normalize)
-        integer = category if config.integers == "category" else number
+        integer = (
+            partial(category, type="logarithm")
+            if config.integers == "category"
+            else partial(
+                Column,
+                kind="numeric",
+                type="integer",
+                transform="log1p",
+                normalize=config.normalize,
+            )
+        )
         return (
             *(integer(name=name) for name in INTEGERS),
-            *(category(name=name) for name in CATEGORIES),
+            *(category(name=name, type="hex") for name in CATEGORIES),
         )
+
+    def layout(self) -> text.Layout:
+        """Return the layout of the raw files."""
+        return LAYOUT
 
     def inputs(self) -> list[Path]:
         """Return the files in time order."""
@@ -89,26 +102,11 @@ class Criteo(Source):
             yield from text.read_numbers(path, LAYOUT, LAYOUT.names, parse, self.bad)
 
     def _parse(self, rows: Numbers, day: int) -> Chunk:
-        chunk = Chunk(rows.labels("label"), day=np.full(len(rows), day, np.int64))
-        for name in INTEGERS:
-            integers = rows.integers(name)
-            if self.config.integers == "category":
-                chunk.single[name] = bucket(integers)
-            else:
-                chunk.numeric[name] = np.where(integers == MISSING, np.nan, integers)
-        for name in CATEGORIES:
-            chunk.single[name] = rows.hexadecimals(name)
-        return chunk
-
-
-def bucket(integers: np.ndarray) -> np.ndarray:
-    """Return a category of each integer: floor(ln(v)^2) + 3 above 2, and the others as they are.
-
-    The transform of the Kaggle winners (Juan et al., "3 Idiots", 2014), who keep small values apart
-    from the logarithms: hence the 3.
-    """
-    logs = np.log(np.maximum(integers, 1).astype(np.float64))
-    return np.where(integers > 2, np.floor(logs**2).astype(np.int64) + 3, integers)
+        return Chunk(
+            **vars(read_features(rows, self.columns())),
+            label=rows.labels("label"),
+            day=np.full(len(rows), day, np.int64),
+        )
 
 
 def _days(root: Path) -> list[Path]:

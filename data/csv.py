@@ -32,9 +32,17 @@ class Csv(GenericSource):
     Config = CsvConfig
     config: CsvConfig
 
+    def layout(self) -> text.Layout:
+        """Return the layout of the files."""
+        return text.Layout(
+            self.config.names, self.config.delimiter, quoted=True, label=self.config.label
+        )
+
+    def _type(self, cell: str) -> Literal["string"]:
+        return "string"
+
     def _find(self, names: Sequence[str]) -> list[Path]:
         return text.find(self.config.root, names)
 
     def _read(self, path: Path, wanted: list[str]) -> Iterator[Chunk]:
-        layout = text.Layout(self.config.names, self.config.delimiter, quoted=True)
-        yield from text.read(path, layout, wanted, self._parse, self.bad)
+        yield from text.read(path, self.layout(), wanted, self._parse, self.bad)

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from data import text
+from data.features import read_features
 from data.rows import Numbers
 from data.schema import SPLITS, Column
 from data.source import Chunk, Source, SourceConfig, SplitConfig, sources
@@ -56,7 +57,8 @@ class Frappe(Source):
     def columns(self) -> tuple[Column, ...]:
         """Return the 10 fields in the order of the files."""
         count = self.config.min_count
-        return tuple(Column(name=name, kind="categorical", min_count=count) for name in FIELDS)
+        column = partial(Column, kind="categorical", type="integer", min_count=count)
+        return tuple(column(name=name) for name in FIELDS)
 
     def inputs(self) -> list[Path]:
         """Return the three files."""
@@ -70,6 +72,8 @@ class Frappe(Source):
             yield from text.read_numbers(path, text.Layout(), wanted, parse, self.bad)
 
     def _parse(self, rows: Numbers, split: int) -> Chunk:
-        chunk = Chunk(rows.labels("label"), split=np.full(len(rows), split, np.uint8))
-        chunk.single = {name: rows.integers(name) for name in FIELDS}
-        return chunk
+        return Chunk(
+            **vars(read_features(rows, self.columns())),
+            label=rows.labels("label"),
+            split=np.full(len(rows), split, np.uint8),
+        )

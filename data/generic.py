@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from data.features import keys, read_features
 from data.hashing import MISSING
 from data.rows import Rows
 from data.schema import SPLITS, Column
@@ -18,32 +19,10 @@ from data.source import Chunk, Source, SourceConfig
 from data.splits import TRAIN, VALID, uniform
 
 
-class DeclaredColumn(Column):
-    """A column of the file, by its name there."""
-
-    type: Literal["string", "integer", "hex"] | None = Field(
-        default=None, description="what an id is; default: as in the file, in text a string"
-    )
-    separator: str | None = Field(
-        default=None, description="multi, sequence: stands between the values of a cell of text"
-    )
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> DeclaredColumn:
-        jagged = self.kind in ("multi", "sequence")
-        if self.separator is not None and not (jagged and self.separator):
-            raise ValueError(
-                f"column {self.name!r}: only a multi or sequence column has a separator"
-            )
-        if self.type is not None and self.kind == "numeric":
-            raise ValueError(f"column {self.name!r}: a numeric column has no type of id")
-        return self
-
-
 class GenericConfig(SourceConfig):
     """Options of a source with declared columns."""
 
-    columns: tuple[DeclaredColumn, ...] = Field(description="what the model may read")
+    columns: tuple[Column, ...] = Field(description="what the model may read")
     label: str | None = Field(
         default="label", description="column of the label, 0 or 1; null: every row is a click"
     )
@@ -95,9 +74,17 @@ class GenericSource(Source):
         self.group_name = config.group
 
     def columns(self) -> tuple[Column, ...]:
-        """Return the columns as declared."""
-        options = set(Column.model_fields)
-        return tuple(Column(**c.model_dump(include=options)) for c in self.config.columns)
+        """Return the columns as declared, and what an id is where that is left to the files."""
+        return self._typed
+
+    @cached_property
+    def _typed(self) -> tuple[Column, ...]:
+        return tuple(
+            column
+            if column.type or column.kind == "numeric"
+            else column.model_copy(update={"type": self._type(column.cell_name)})
+            for column in self.config.columns
+        )
 
     def inputs(self) -> list[Path]:
         """Return the files, those of the training split first."""
@@ -122,6 +109,10 @@ class GenericSource(Source):
     def _read(self, path: Path, wanted: list[str]) -> Iterator[Chunk]:
         """Yield the wanted columns of a file, each block by `_parse`."""
 
+    @abstractmethod
+    def _type(self, cell: str) -> Literal["string", "integer"]:
+        """Return what an id in these cells of the files is."""
+
     def _files(self) -> list[tuple[Path, int | None]]:
         config = self.config
         if config.files:
@@ -143,39 +134,18 @@ class GenericSource(Source):
     def _wanted(self) -> list[str]:
         config = self.config
         extra = [name for name in (config.label, config.group, config.day) if name]
-        return list(dict.fromkeys([*(column.name for column in config.columns), *extra]))
+        return list(dict.fromkeys([*(column.cell_name for column in config.columns), *extra]))
 
     def _parse(self, rows: Rows) -> Chunk:
         config = self.config
         labels = (
             np.ones(len(rows), np.float32) if config.label is None else rows.labels(config.label)
         )
-        chunk = Chunk(labels)
-        for column in config.columns:
-            if column.kind == "numeric":
-                chunk.numeric[column.name] = rows.numbers(column.name)
-            elif column.kind == "categorical":
-                chunk.single[column.name] = _keys(rows, column)
-            else:
-                chunk.jagged[column.name] = _lists(rows, column)
+        chunk = Chunk(**vars(read_features(rows, self.columns())), label=labels)
         if config.group is not None:
-            chunk.group = _keys(rows, DeclaredColumn(name=config.group, kind="categorical"))
+            chunk.group = keys(rows, Column(name=config.group, kind="categorical"))
         if config.day is not None:
             times = rows.integers(config.day)
             rows.expect(config.day, times == MISSING, "a whole number")
             chunk.day = times // config.day_length
         return chunk
-
-
-def _keys(rows: Rows, column: DeclaredColumn) -> np.ndarray:
-    """Return the raw keys [n] of a column of one id."""
-    name = column.name
-    kind = column.type or ("integer" if rows.frame[name].dtype.is_numeric() else "string")
-    if kind == "integer":
-        return rows.integers(name)
-    return rows.hexadecimals(name) if kind == "hex" else rows.strings(name)
-
-
-def _lists(rows: Rows, column: DeclaredColumn) -> tuple[np.ndarray, np.ndarray]:
-    """Return (raw keys [m], lengths [n]) of a multi or sequence column."""
-    return rows.lists(column.name, column.separator, partial(_keys, column=column))

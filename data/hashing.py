@@ -19,6 +19,9 @@ MISSING = -int.from_bytes(b"missing", "big")
 
 _SEED = 0
 
+_FEW = 256
+"""Below so many strings to look for equal ones takes longer than to hash them all."""
+
 
 def string_keys(values: Sequence[str | None] | pl.Series) -> np.ndarray:
     """Return the [n] int64 keys of n strings; None (null) becomes `MISSING`.
@@ -31,8 +34,18 @@ def string_keys(values: Sequence[str | None] | pl.Series) -> np.ndarray:
     series = values if isinstance(values, pl.Series) else pl.Series(values, dtype=pl.String)
     if series.dtype != pl.String:
         raise TypeError(f"string_keys needs strings, got {series.dtype}")
+    if len(series) < _FEW:
+        return _hashed(series)
     distinct = series.drop_nulls().unique()
-    hashed = (xxhash.xxh64_intdigest(text.encode(), _SEED) for text in distinct)
-    keys = pl.Series(np.fromiter(hashed, np.uint64, len(distinct)).view(np.int64))
+    keys = pl.Series(_hashed(distinct))
     found = series.replace_strict(distinct, keys, default=None, return_dtype=pl.Int64)
     return found.fill_null(MISSING).to_numpy()
+
+
+def _hashed(series: pl.Series) -> np.ndarray:
+    missing = MISSING % 2**64
+    hashed = (
+        missing if text is None else xxhash.xxh64_intdigest(text.encode(), _SEED)
+        for text in series.to_list()
+    )
+    return np.fromiter(hashed, np.uint64, len(series)).view(np.int64)

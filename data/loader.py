@@ -1,25 +1,19 @@
 """Batches of a prepared split: shuffled, resumable at any batch, shared among ranks, prefetched.
 
-Shape letters: N rows of the split, W rows of a group read together, B rows of a batch on this rank,
-D numeric columns, F id columns (F1 of one id), M ids of all bags of a batch.
+Shape letters: N rows of the split, W rows of a group read together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
 
 import numpy as np
-import torch
 
 from data.batch import Batch
+from data.columns import Columns, Fields
 from data.order import Shuffle
 from data.prefetch import prefetch
-from data.schema import Schema
 from data.store import Split, Store
-from embtables.torchrec_types import KeyedJaggedTensor
 
 WINDOW = 2**20
 """Rows shuffled together."""
@@ -78,7 +72,7 @@ class Loader:
         self.epoch = 0
         self._batch = 0
         self._split = store.split(split)
-        self._layout = _Layout.of(store.schema)
+        self._fields = Fields.of(store.schema)
         rows = self._split.rows
         self.rows = rows - rows % batch_size if drop_last else rows
 
@@ -118,7 +112,7 @@ class Loader:
         size = self.batch_size
         rows = self._order(epoch, first * size, min(stop * size, self.rows))
         mine = np.arange(len(rows)) % size % self.world_size == self.rank
-        columns = _Columns.of(self._split, rows[mine], self._layout)
+        columns = _columns(self._split, rows[mine], self._fields)
         local = len(range(self.rank, size, self.world_size))
         for batch in range(stop - first):
             yield columns.batch(batch * local, (batch + 1) * local)
@@ -130,119 +124,16 @@ class Loader:
         return Shuffle(rows, self.batch_size, self.window, self.seed, epoch).take(start, stop)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the ids of the keys come from, in the order of the keys.
-
-    Attributes:
-        keys: names of the F id columns.
-        parts: runs of neighbouring fields (columns a .. b of `ids`), or the name of a jagged column.
-    """
-
-    keys: list[str]
-    parts: list[tuple[int, int] | str]
-
-    @classmethod
-    def of(cls, schema: Schema) -> _Layout:
-        parts: list[tuple[int, int] | str] = []
-        at = 0
-        for column in schema.fields:
-            if column.kind != "categorical":
-                parts.append(column.name)
-                continue
-            last = parts[-1] if parts else None
-            if isinstance(last, tuple):
-                parts[-1] = (last[0], at + 1)
-            else:
-                parts.append((at, at + 1))
-            at += 1
-        return cls([column.name for column in schema.fields], parts)
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """W rows of every column, in the order of an epoch.
-
-    All work is NumPy's: PyTorch would wake its own threads, which belong to the training step.
-    """
-
-    label: np.ndarray
-    dense: np.ndarray
-    ids: np.ndarray
-    jagged: dict[str, tuple[np.ndarray, np.ndarray]]
-    group: np.ndarray | None
-    layout: _Layout
-
-    @classmethod
-    def of(cls, split: Split, rows: np.ndarray, layout: _Layout) -> _Columns:
-        """Read the rows [W] of a split."""
-        return cls(
-            label=_take(split.label, rows).astype(np.float32),
-            dense=_take(split.dense, rows),
-            ids=_take(split.ids, rows),
-            jagged={name: _take_jagged(*pair, rows) for name, pair in split.jagged.items()},
-            group=None if split.group is None else _take(split.group, rows),
-            layout=layout,
-        )
-
-    def batch(self, start: int, stop: int) -> Batch:
-        """Return the rows start .. stop as a batch."""
-        stop = min(stop, len(self.label))
-        return Batch(
-            torch.from_numpy(self.dense[start:stop]),
-            self._several(start, stop) if self.jagged else self._singles(start, stop),
-            torch.from_numpy(self.label[start:stop]),
-            None if self.group is None else torch.from_numpy(self.group[start:stop]),
-        )
-
-    def _singles(self, start: int, stop: int) -> KeyedJaggedTensor:
-        """Return the features where every bag holds one id."""
-        rows, keys = stop - start, self.layout.keys
-        values = np.empty((len(keys), rows), np.int64)
-        values[...] = self.ids[start:stop].T
-        lengths, offsets = _ones(len(keys), rows)
-        return KeyedJaggedTensor(
-            keys,
-            torch.from_numpy(values.reshape(-1)),
-            lengths=lengths,
-            offsets=offsets,
-            stride=rows,
-            length_per_key=[rows] * len(keys),
-            offset_per_key=[key * rows for key in range(len(keys) + 1)],
-        )
-
-    def _several(self, start: int, stop: int) -> KeyedJaggedTensor:
-        """Return the features where some bags hold any number of ids."""
-        rows, keys = stop - start, self.layout.keys
-        values, lengths = [], []
-        for part in self.layout.parts:
-            if isinstance(part, str):
-                ids, offsets = self.jagged[part]
-                values.append(ids[offsets[start] : offsets[stop]])
-                lengths.append(np.diff(offsets[start : stop + 1]))
-            else:
-                first, last = part
-                values.append(self.ids[start:stop, first:last].T.reshape(-1))
-                lengths.append(np.ones((last - first) * rows, np.int64))
-        length = np.concatenate(lengths)
-        offsets = np.zeros(len(length) + 1, np.int64)
-        np.cumsum(length, out=offsets[1:])
-        per_key = length.reshape(len(keys), rows).sum(axis=1).tolist()
-        return KeyedJaggedTensor(
-            keys,
-            torch.from_numpy(np.concatenate(values, dtype=np.int64)),
-            lengths=torch.from_numpy(length),
-            offsets=torch.from_numpy(offsets),
-            stride=rows,
-            length_per_key=per_key,
-            offset_per_key=list(accumulate(per_key, initial=0)),
-        )
-
-
-@lru_cache(maxsize=8)
-def _ones(keys: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return lengths [keys*rows] and offsets [keys*rows + 1] of bags of one id, made once."""
-    return torch.ones(keys * rows, dtype=torch.int64), torch.arange(keys * rows + 1)
+def _columns(split: Split, rows: np.ndarray, fields: Fields) -> Columns:
+    """Read the rows [W] of a split."""
+    return Columns(
+        label=_take(split.label, rows).astype(np.float32),
+        dense=_take(split.dense, rows),
+        ids=_take(split.ids, rows),
+        jagged={name: _take_jagged(*pair, rows) for name, pair in split.jagged.items()},
+        group=None if split.group is None else _take(split.group, rows),
+        fields=fields,
+    )
 
 
 def _take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -165,11 +165,14 @@ class MovieLens(Source):
 
     def columns(self) -> tuple[Column, ...]:
         """Return user, movie and the four fields of the user, then those of the movie if asked."""
-        names = ["user_id", "movie_id", "gender", "age", "occupation", "zip"]
-        fields = [Column(name=name, kind="categorical") for name in names]
+        strings = ("gender", "occupation", "zip")
+        fields = [
+            Column(name=name, kind="categorical", type="string" if name in strings else "integer")
+            for name in ("user_id", "movie_id", "gender", "age", "occupation", "zip")
+        ]
         if self.config.movie_features:
-            fields.append(Column(name="year", kind="categorical"))
-            fields.append(Column(name="genres", kind="multi"))
+            fields.append(Column(name="year", kind="categorical", type="integer"))
+            fields.append(Column(name="genres", kind="multi", type="string", separator="|"))
         return tuple(fields)
 
     def inputs(self) -> list[Path]:

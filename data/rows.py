@@ -6,7 +6,7 @@ Shape letters: n rows of the block.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from data.hashing import MISSING, string_keys
+from embtables.registry import nearest
 
 log = logging.getLogger(__name__)
 
@@ -22,16 +23,33 @@ KEPT = 10
 T = TypeVar("T")
 
 
+def check_columns(where: str, names: Sequence[str], wanted: Iterable[str]) -> None:
+    """Raise ValueError unless a file or frame has the wanted columns; `where` opens the message."""
+    for name in wanted:
+        if name not in names:
+            raise ValueError(
+                f"{where}: no column {name!r}.{nearest(name, names)} It has: {', '.join(names)}"
+            )
+
+
 class BadRows:
     """What a source does with a row it cannot read: raise, or count it and keep the first ten.
+
+    Args:
+        policy: raise an error, or skip the row.
+        advice: the next step, at the end of an error.
 
     Attributes:
         count: rows dropped so far.
         first: "file:line: reason" of the first ten.
     """
 
-    def __init__(self, policy: Literal["error", "skip"]) -> None:
-        self.policy = policy
+    def __init__(
+        self,
+        policy: Literal["error", "skip"],
+        advice: str = "To drop and count such rows: data.bad_rows=skip",
+    ) -> None:
+        self.policy, self.advice = policy, advice
         self.clear()
 
     def clear(self) -> None:
@@ -53,7 +71,7 @@ class BadRows:
         """
         texts = [f"{path}:{unit}{line}: {reasons[line]}" for line in sorted(reasons)[:KEPT]]
         if texts and self.policy == "error":
-            raise ValueError(f"{texts[0]}. To drop and count such rows: data.bad_rows=skip")
+            raise ValueError(f"{texts[0]}. {self.advice}")
         for text in texts[: KEPT - len(self.first)]:
             log.warning("dropped %s", text)
             self.first.append(text)
@@ -137,18 +155,21 @@ class Rows:
         if self.frame[name].dtype.is_float():
             raw = self.frame[name].fill_nan(None)
             self.expect(name, (raw != values.cast(raw.dtype)).fill_null(False), "a 64-bit integer")
-        return values.fill_null(MISSING).to_numpy()
+        return (values.fill_null(MISSING) if values.null_count() else values).to_numpy()
 
     def numbers(self, name: str) -> np.ndarray:
         """Return [n] float64 numbers, NaN where missing."""
-        values = self.parse(name, pl.Float64, "a number")
-        if values.is_infinite().any():
-            self.expect(name, values.is_infinite().fill_null(False), "a finite number")
-        return values.to_numpy()
+        raw = self.frame[name]
+        values = raw if raw.dtype.is_float() else self.parse(name, pl.Float64, "a number")
+        values = values.cast(pl.Float64).to_numpy()
+        infinite = np.isinf(values)
+        if infinite.any():
+            self.expect(name, infinite, "a finite number")
+        return values
 
     def hexadecimals(self, name: str) -> np.ndarray:
         """Return [n] keys: unsigned 64-bit hexadecimals of any width read as int64, or `MISSING`."""
-        raw = self.frame[name]
+        raw = self._text(name, "a hexadecimal, as text")
         values = raw.str.to_integer(base=16, dtype=pl.UInt64, strict=False)
         signed = raw.str.starts_with("+")
         if values.null_count() > raw.null_count() or signed.any():
@@ -159,7 +180,18 @@ class Rows:
 
     def strings(self, name: str) -> np.ndarray:
         """Return the [n] keys of strings, `MISSING` where missing."""
+        if self.frame[name].dtype.is_float():
+            return string_keys(self._text(name, "a string"))  # 7.0 would not be "7"
         return string_keys(self.frame[name].cast(pl.String))
+
+    def _text(self, name: str, what: str) -> pl.Series:
+        """Return a column of strings; any other value is noted as wrong."""
+        raw = self.frame[name]
+        if raw.dtype in (pl.String, pl.Categorical, pl.Enum):
+            return raw.cast(pl.String)
+        known = raw.is_not_null() & (raw.is_not_nan() if raw.dtype.is_float() else True)
+        self.expect(name, known, what)
+        return pl.Series(name, [None] * len(raw), dtype=pl.String)
 
     def lists(
         self, name: str, separator: str | None, keys: Callable[[Rows], np.ndarray]
@@ -177,7 +209,10 @@ class Rows:
         lists = self.frame[name]
         if not isinstance(lists.dtype, pl.List):
             if separator is None:
-                raise ValueError(f"{self.path}: column {name!r} is no list: give its separator")
+                raise ValueError(
+                    f"{self.path}: column {name!r} is no list: give its separator in data.columns, "
+                    "or lists as Parquet has them"
+                )
             lists = lists.cast(pl.String).str.split(separator)
             lists = lists.list.eval(pl.element().filter(pl.element() != ""))
         lists = lists.list.drop_nulls()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from embtables.registry import Config
 
@@ -13,13 +13,23 @@ SPLITS = ("train", "valid", "test")
 
 
 class Column(Config):
-    """One declared column of a source.
+    """One declared column of a source: what its cells hold, and what they become.
 
     A numeric column becomes one float32 of the dense matrix; the others become ids.
     """
 
     name: str
     kind: Literal["numeric", "categorical", "multi", "sequence"]
+    cell: str | None = Field(default=None, description="its name in the file; default: the same")
+    type: Literal["string", "integer", "hex", "logarithm", "hour", "weekday"] | None = Field(
+        default=None,
+        description="what an id is; default: as in the file, in text a string. logarithm: "
+        "floor(ln(v)^2) of an integer; hour, weekday: those of an hour YYMMDDHH. "
+        "numeric: integer, if nothing else may come",
+    )
+    separator: str | None = Field(
+        default=None, description="multi, sequence: stands between the values of a cell of text"
+    )
     table: str | None = Field(
         default=None, description="table its ids belong to; default: the column itself"
     )
@@ -44,6 +54,22 @@ class Column(Config):
     def table_name(self) -> str:
         """Name of the table its ids belong to."""
         return self.table or self.name
+
+    @property
+    def cell_name(self) -> str:
+        """Name of the cell it is read from."""
+        return self.cell or self.name
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Column:
+        jagged = self.kind in ("multi", "sequence")
+        if self.separator is not None and not (jagged and self.separator):
+            raise ValueError(
+                f"column {self.name!r}: only a multi or sequence column has a separator"
+            )
+        if self.kind == "numeric" and self.type not in (None, "integer"):
+            raise ValueError(f"column {self.name!r}: a numeric column has no type but integer")
+        return self
 
 
 class Table(Config):

@@ -16,8 +16,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from data.features import Features
 from data.rows import BadRows
 from data.schema import Column
+from data.text import Layout
 from embtables.registry import Config, Registry
 
 
@@ -48,25 +50,18 @@ class SourceConfig(Config):
 
 
 @dataclass
-class Chunk:
-    """Some raw rows, in file order. n = rows of the chunk.
+class Chunk(Features):
+    """Some raw rows with their labels, in file order. n = rows of the chunk.
 
     Attributes:
         label: [n] float32, 0 or 1.
-        numeric: column -> [n] float64, NaN where missing.
-        single: categorical column -> [n] int64 raw key of the value. A number is its own key, a
-            string is `data.hashing.string_keys` of it, a missing value is `data.hashing.MISSING`.
-        jagged: multi or sequence column -> (values [m] int64 raw keys, lengths [n] int64).
         group: [n] int64 group ids for GAUC, or None.
         day: [n] int64 day of the row for a split by time, or None.
         split: [n] uint8 index into SPLITS where the source fixes the split, or None.
         probability: [n] float32 planted click probability, where known (it gives the Bayes bounds).
     """
 
-    label: np.ndarray
-    numeric: dict[str, np.ndarray] = field(default_factory=dict)
-    single: dict[str, np.ndarray] = field(default_factory=dict)
-    jagged: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    label: np.ndarray = field(kw_only=True)
     group: np.ndarray | None = None
     day: np.ndarray | None = None
     split: np.ndarray | None = None
@@ -78,11 +73,13 @@ class Source(ABC):
 
     Attributes:
         config: its options.
+        blank_is_missing: an empty string is a missing value, as in text.
         bad: where `chunks` reports a row that it cannot read.
     """
 
     Config: ClassVar[type[SourceConfig]]
     group_name: str | None = None
+    blank_is_missing: ClassVar[bool] = True
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -90,7 +87,15 @@ class Source(ABC):
 
     @abstractmethod
     def columns(self) -> tuple[Column, ...]:
-        """Return the columns, in the order in which they will be delivered."""
+        """Return the columns, in the order in which they will be delivered.
+
+        They say how a row to predict is read, so `type` is given where ids are, and `separator` where
+        text holds several.
+        """
+
+    def layout(self) -> Layout:
+        """Return how text files of rows to predict are made: with a header, unless overridden."""
+        return Layout(quoted=True)
 
     @abstractmethod
     def inputs(self) -> list[Path]:

@@ -123,15 +123,25 @@ class Store:
         Raises:
             ValueError: a file is missing or has changed; the message names it.
         """
-        sums = json.loads((self.path / "checksums.json").read_text())
-        for name, expected in sums.items():
-            file = self.path / name
-            found = _checksum(file) if file.is_file() else "nothing"
-            if found != expected:
-                raise ValueError(
-                    f"{file} is damaged: checksum {found}, expected {expected}. "
-                    f"Delete {self.path} and prepare it again"
-                )
+        verify_checksums(self.path, f"Delete {self.path} and prepare it again")
+
+
+def verify_checksums(folder: Path, advice: str) -> None:
+    """Compare every file that checksums.json names with its checksum.
+
+    Raises:
+        ValueError: a file is missing or has changed; the message names it and ends in the advice.
+    """
+    file = folder / "checksums.json"
+    try:
+        sums = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}. {advice}") from None
+    for name, expected in sums.items():
+        file = folder / name
+        found = _checksum(file) if file.is_file() else "nothing"
+        if found != expected:
+            raise ValueError(f"{file} is damaged: checksum {found}, expected {expected}. {advice}")
 
 
 def write_checksums(folder: Path) -> None:

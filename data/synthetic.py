@@ -292,14 +292,25 @@ class Synthetic(Source):
 
     def columns(self) -> tuple[Column, ...]:
         """Return I1..I13, C1..C26 and, if asked, the history of C4."""
-        ids = {"vocabulary": self.config.vocabulary, "min_count": self.config.min_count}
+        config = self.config
+        ids = {
+            "type": "integer",
+            "vocabulary": config.vocabulary,
+            "min_count": config.min_count,
+        }
         columns = [
-            Column(name=f"I{j}", kind="numeric", transform="log1p", normalize="standard")
+            Column(
+                name=f"I{j}",
+                kind="numeric",
+                type="integer",
+                transform="log1p",
+                normalize="standard",
+            )
             for j in range(1, 14)
         ]
         columns += [Column(name=f"C{f.number}", kind="categorical", **ids) for f in self.fields]
-        if self.config.history:
-            past = {"table": f"C{ITEM}", "max_length": HISTORY_LENGTH}
+        if config.history:
+            past = {"table": f"C{ITEM}", "separator": "|", "max_length": HISTORY_LENGTH}
             columns.append(Column(name=f"C{ITEM}_history", kind="sequence", **past, **ids))
         return tuple(columns)
 

@@ -6,7 +6,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -15,7 +15,7 @@ import polars as pl
 
 from data.cells import Cells, Irregular
 from data.prefetch import ordered
-from data.rows import KEPT, BadRows, Numbers, Rows
+from data.rows import KEPT, BadRows, Numbers, Rows, check_columns
 from embtables.registry import nearest
 
 BLOCK = 4 * 2**20
@@ -35,11 +35,17 @@ class Layout:
         names: names of all columns, or empty where the first line holds them.
         separator: one ASCII character between two values.
         quoted: a value may stand in double quotes (it must not hold a line break).
+        label: name of the column that rows to predict need not have.
     """
 
     names: tuple[str, ...] = ()
     separator: str = ","
     quoted: bool = False
+    label: str | None = "label"
+
+    def without_label(self) -> Layout:
+        """Return the layout of files that lack the label."""
+        return replace(self, names=tuple(name for name in self.names if name != self.label))
 
 
 def read(
@@ -102,7 +108,7 @@ def _named_blocks(
         if not names:
             head, _, text = text.partition(b"\n")
             names, first = _header(path, head, layout), 2
-        _check_wanted(path, names, wanted)
+        check_columns(f"{path}:1", names, wanted)
         yield first, text, names
 
 
@@ -133,6 +139,17 @@ def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{path}: the file is empty; expected one row a line")
 
 
+def first_width(path: Path, layout: Layout) -> int:
+    """Return the number of values in the first line of a file, 0 if it is blank or there is none.
+
+    Raises:
+        ValueError: the gzip data break in it.
+    """
+    with open_text(path) as file:
+        line = _read(file, path, 1).partition(b"\n")[0].rstrip(b"\r")
+    return int(_scan(line + b"\n", layout)[2][0]) + 1 if line else 0
+
+
 def find(root: Path | None, names: Sequence[str]) -> list[Path]:
     """Return the files of these names in a folder; where one is missing its gzip form will do.
 
@@ -146,18 +163,26 @@ def find(root: Path | None, names: Sequence[str]) -> list[Path]:
 
 def _plain_or_gzip(path: Path) -> Path:
     zipped = path.with_name(path.name + ".gz")
-    if path.is_file() or not zipped.is_file():
-        return _existing(path)
-    return zipped
+    if not path.is_file() and zipped.is_file():
+        return zipped
+    try:
+        return existing(path)
+    except ValueError as error:
+        raise ValueError(f"{error} data.root is the folder of the raw files") from None
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        ValueError: there is none; the message names the nearest one.
+    """
     if path.is_file():
         return path
     beside = [file.name for file in path.parent.glob("*") if file.is_file()]
     folder = path.parent
     hint = nearest(path.name, beside) if folder.is_dir() else f" There is no folder {folder}."
-    raise ValueError(f"{path}: no such file.{hint} data.root is the folder of the raw files")
+    raise ValueError(f"{path}: no such file.{hint}")
 
 
 def open_text(path: Path) -> Readable:
@@ -166,8 +191,7 @@ def open_text(path: Path) -> Readable:
     Raises:
         ValueError: there is no such file.
     """
-    _existing(path)
-    with path.open("rb") as file:
+    with existing(path).open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if zipped else path.open("rb")
 
@@ -215,15 +239,6 @@ def _header(path: Path, head: bytes, layout: Layout) -> list[str]:
     if twice:
         raise ValueError(f"{path}:1: the header names {', '.join(map(repr, twice))} twice")
     return names
-
-
-def _check_wanted(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in names:
-            raise ValueError(
-                f"{path}:1: no column {name!r} in the header.{nearest(name, names)} "
-                f"It has: {', '.join(names)}"
-            )
 
 
 def _rows(

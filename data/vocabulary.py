@@ -102,32 +102,33 @@ def merge(parts: list[Counted]) -> Counted:
     return keys[first], np.add.reduceat(counts, first)
 
 
-class Dictionary:
-    """The ids of a closed table.
+def by_frequency(counted: Counted, min_count: int) -> Counted:
+    """Return the keys of a closed table [R] int64 and their counts [R] int64, one for each id.
 
-    Id 0 is the out-of-vocabulary row: any key not below. The other ids are the training keys with
-    at least `min_count` occurrences, and `MISSING` if it occurs at all, by falling count, then key.
+    Id 0 is the out-of-vocabulary row: its key is void, its count that of the training keys that occur
+    less than `min_count` times. The other ids are the other training keys, and `MISSING` if it occurs
+    at all, by falling count, then key.
+    """
+    keys, counts = counted
+    kept = (counts >= min_count) | (keys == MISSING)
+    rare = counts[~kept].sum(dtype=np.int64)
+    keys, counts = keys[kept], counts[kept]
+    # The keys are in rising order, and a stable sort keeps them so among equal counts.
+    order = np.argsort(-counts, kind="stable")
+    zero = np.zeros(1, np.int64)
+    return np.concatenate([zero, keys[order]]), np.concatenate([zero + rare, counts[order]])
+
+
+class Dictionary:
+    """The ids of a closed table: 0 for any key that it does not know.
 
     Args:
-        counted: the training keys.
-        min_count: rarer keys share id 0.
-
-    Attributes:
-        keys: [R] int64 raw key of each id; keys[0] stands for nothing.
-        counts: [R] int64 occurrences in the training rows; counts[0] are those of the rare keys.
+        keys: [R] int64 raw key of each id; keys[0] is void.
     """
 
-    def __init__(self, counted: Counted, min_count: int) -> None:
-        keys, counts = counted
-        kept = (counts >= min_count) | (keys == MISSING)
-        rare = counts[~kept].sum(dtype=np.int64)
-        keys, counts = keys[kept], counts[kept]
-        # The keys are in rising order, and a stable sort keeps them so among equal counts.
-        order = np.argsort(-counts, kind="stable")
-        zero = np.zeros(1, np.int64)
-        self.keys = np.concatenate([zero, keys[order]])
-        self.counts = np.concatenate([zero + rare, counts[order]])
-        self._lookup = Lookup(self.keys[1:])
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys = keys
+        self._lookup = Lookup(keys[1:])
 
     def ids(self, keys: np.ndarray) -> np.ndarray:
         """Return the ids [n] int32 of raw keys [n]."""

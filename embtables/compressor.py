@@ -41,6 +41,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -143,7 +144,8 @@ class Segments:
     @cached_property
     def bounds(self) -> np.ndarray:
         """First position of each segment, and n: int64 [S + 1]."""
-        return np.cumsum([0, *self.lengths])
+        # NumPy's sum of a short list takes longer than the rest of a small look-up's bookkeeping.
+        return np.fromiter(accumulate(self.lengths, initial=0), np.int64, len(self.lengths) + 1)
 
 
 @dataclass(frozen=True)

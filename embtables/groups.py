@@ -185,8 +185,9 @@ class Group(nn.Module):
             from embtables import parallel
             from embtables.rows import kernels
 
-            bounds = ids.segments.bounds
-            return parallel.call(kernels.first_outside, ids.values, self.limits, bounds) < 0
+            bounds, count = ids.segments.bounds, ids.segments.total
+            outside = kernels.first_outside
+            return parallel.call(outside, ids.values, self.limits, bounds, items=count) < 0
         shaped, limits = ids.segments.shape(ids.values), ids.segments.spread(self.limits)
         return not bool((((shaped >= limits) | (shaped < 0)) & (limits > 0)).any())
 

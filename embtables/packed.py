@@ -128,6 +128,7 @@ class _FrozenStore(nn.Module):
             Gather(reader, arena) if isinstance(arena, Arena) else PrunedGather(reader, arena)
             for reader, arena in zip(cast(list[ArenaReader], list(self.readers)), held, strict=True)
         ]
+        self._by_kernels = [cast(Precision, one.precision).config.kind in FORMS for one in held]
 
     def lookup(
         self,
@@ -136,15 +137,19 @@ class _FrozenStore(nn.Module):
         bags: Sequence[Bags | None],
     ) -> list[Tensor]:
         """Return the combined vectors of every group, as a row store does."""
-        return list(map(self._read, self._gathers, rows, segments, bags))
+        return list(map(self._read, self._gathers, self._by_kernels, rows, segments, bags))
 
     def _read(
-        self, gather: Gather | PrunedGather, rows: Tensor, segments: Segments, bags: Bags | None
+        self,
+        gather: Gather | PrunedGather,
+        by_kernels: bool,
+        rows: Tensor,
+        segments: Segments,
+        bags: Bags | None,
     ) -> Tensor:
-        arena = gather.arena
-        assert arena.precision is not None
-        if rows.device.type == "cpu" and arena.precision.config.kind in FORMS:
+        if by_kernels and rows.device.type == "cpu":
             return gather(rows, segments, bags).result()
+        arena = gather.arena
         vectors = arena.gather(gather.reader(rows, segments), gather.reader.skips)
         return combined(vectors, gather.reader.combine, segments, bags)
 

@@ -42,6 +42,9 @@ def _share_threads() -> None:
 
 
 _share_threads()
+ITEMS = 8192
+"""Items that a thread should have: to wake it takes as long as hundreds, on a busy machine thousands."""
+
 MOST: int = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -50,15 +53,18 @@ def thread_count() -> int:
     return min(torch.get_num_threads(), MOST)
 
 
-def call(kernel: Callable[..., Any], *arguments: Any) -> Any:
+def call(kernel: Callable[..., Any], *arguments: Any, items: int | None = None) -> Any:
     """Run a kernel on CPU tensors with torch's number of threads; an array comes back as a tensor.
 
     Args:
         kernel: takes the arguments and, last, the number of threads.
         arguments: tensors go in as arrays without a copy, those of float16 as int16 of the same bits.
+        items: ids or rows that it works on; a few of them wake no other thread.
     """
     _announce(kernel)
     threads = thread_count()
+    if items is not None:
+        threads = min(threads, 1 + items // ITEMS)
     numba.set_num_threads(threads)
     found = kernel(*(_array(one) if isinstance(one, Tensor) else one for one in arguments), threads)
     return torch.from_numpy(found) if isinstance(found, np.ndarray) else found
@@ -78,5 +84,6 @@ def _say_compiling() -> None:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().contiguous()
+    if tensor.requires_grad or not tensor.is_contiguous():
+        tensor = tensor.detach().contiguous()
     return (tensor.view(torch.int16) if tensor.dtype == torch.float16 else tensor).numpy()

@@ -1,16 +1,23 @@
-"""One file that predicts: packed tables, network weights and what is needed to build the model.
+"""What predicts without the training data and without the training code.
 
-It reads a batch and gives logits, without the training data and without the training code.
+One file holds packed tables, network weights and what is needed to build the model; it reads batches of
+ids. A directory of `embtables export` holds that file and what turns raw rows into such batches
+(`data.encoder`).
+
+    model.safetensors     encoder.json  vocabulary.safetensors     checksums.json
+
 Shape letters: B rows of a batch.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,9 +29,13 @@ from models.base import CTRModel, InputField, Inputs, ModelConfig, TwoTowers, mo
 
 if TYPE_CHECKING:
     from data.batch import Batch
+    from data.encoder import Encoder, Frame
     from embtables.torchrec_types import KeyedJaggedTensor
 
 FORMAT = 1
+
+ROWS = 16384
+"""Rows predicted at a time: the default of `train.eval_batch_size`, so that products round alike."""
 
 
 class Predictor:
@@ -83,21 +94,77 @@ class PackedModel(Predictor):
         model: the network.
         tables: its embedding tables in the form that is served.
         inputs: the columns that the model reads.
+        encoder: turns raw rows into batches; None where ids alone are read.
     """
 
     tables: PackedTables
 
-    def __init__(self, model: CTRModel, tables: PackedTables, inputs: Inputs) -> None:
+    def __init__(
+        self,
+        model: CTRModel,
+        tables: PackedTables,
+        inputs: Inputs,
+        encoder: Encoder | None = None,
+    ) -> None:
         super().__init__(model.eval(), tables)
-        self.inputs = inputs
+        self.inputs, self.encoder = inputs, encoder
 
-    @classmethod
-    def load(cls, file: str | Path) -> PackedModel:
-        """Read a file that training (``RUN/model.safetensors``) or ``embtables export`` wrote.
+    def predict(self, rows: Frame) -> np.ndarray:
+        """Return the probability [B] float64 of a click for each of B raw rows.
+
+        It is the sigmoid of the logit. Where training ranked items (``train.loss=bpr``) it is no
+        probability, but it ranks.
+
+        Args:
+            rows: a polars or pandas frame, or column -> B raw values.
 
         Raises:
-            ValueError: the file is something else, or of a newer format.
+            ValueError: a column is missing, a value is not what its column holds, or the model was
+                loaded from a file, which reads ids.
         """
+        return probabilities(self(self._encoder().batch(rows)))
+
+    def predict_file(self, path: str | Path) -> Iterator[np.ndarray]:
+        """Yield the probabilities [B] float64 of the rows of a TSV, CSV or Parquet file, in order.
+
+        Raises:
+            ValueError: as `predict`; the message names file and line.
+        """
+        for batch in self._encoder().batches(Path(path), ROWS):
+            yield probabilities(self(batch))
+
+    def _encoder(self) -> Encoder:
+        if self.encoder is None:
+            raise ValueError(
+                "this model was loaded from a file, which reads batches of ids; to predict raw rows "
+                "load a directory that embtables export wrote"
+            )
+        return self.encoder
+
+    @classmethod
+    def load(cls, path: str | Path) -> PackedModel:
+        """Read a directory of ``embtables export``, or a file (``RUN/model.safetensors``) for ids alone.
+
+        Raises:
+            ValueError: it is something else, damaged, or of a newer format.
+        """
+        path = Path(path)
+        if path.is_file():
+            return cls._load(path)
+        from data.encoder import Encoder
+        from data.store import verify_checksums
+
+        if not all((path / name).is_file() for name in ("encoder.json", "checksums.json")):
+            raise ValueError(
+                f"{path}: not an exported model; write one with: embtables export RUN -o DIR"
+            )
+        verify_checksums(path, "Export the run again, or copy the whole directory again")
+        model = cls._load(path / "model.safetensors")
+        model.encoder = Encoder.load(path)
+        return model
+
+    @classmethod
+    def _load(cls, file: Path) -> PackedModel:
         try:
             with safe_open(file, framework="pt") as stored:
                 about = json.loads((stored.metadata() or {}).get("embtables_model", "{}"))
@@ -120,6 +187,11 @@ class PackedModel(Predictor):
         model = kind(kind.Config(**about["model"]), inputs, tables.dims)
         model.load_state_dict(_taken("model/", tensors))
         return cls(model, tables, inputs)
+
+
+def probabilities(logits: Tensor) -> np.ndarray:
+    """Return the sigmoid [B] float64 of logits [B]."""
+    return torch.sigmoid(logits.double()).numpy()
 
 
 def save(

@@ -1,8 +1,9 @@
-"""Finished runs: the model they trained, and its metrics again."""
+"""Finished runs: the metrics of the model they trained, and the model for elsewhere."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data.store import Store
+from data.encoder import DESCRIPTION, Encoder
+from data.prepare import open_source
+from data.store import Store, write_checksums
 from trainer.config import RunConfig
 from trainer.datasets import check_same_data, open_store
 from trainer.evaluation import measure_trained, scores_of
@@ -87,3 +90,56 @@ def evaluate_run(path: Path, split: str) -> dict[str, float]:
     """
     run = FinishedRun.open(path)
     return measure_trained(run.store(), split, run.model(), run.config.train)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Bytes of an exported model: of tables, network and vocabularies.
+
+    Vocabularies turn raw values into ids. Every table needs them alike, however it is compressed, so
+    they are no part of its budget.
+    """
+
+    tables: int
+    network: int
+    vocabularies: int
+
+
+def export_run(path: Path, output: Path) -> Exported:
+    """Write a directory that predicts raw rows; an earlier export there is replaced.
+
+    Raises:
+        ValueError: there is no run, it is not finished, its prepared data are gone, or the directory
+            holds something else.
+    """
+    run = FinishedRun.open(path)
+    if output.exists() and not (output / DESCRIPTION).exists():
+        raise ValueError(f"{output} exists and is no exported model: choose another -o DIR")
+    encoder = _encoder(run)
+    part = output.with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    file = packed_model(path)
+    shutil.copyfile(file, part / file.name)
+    encoder.save(part)
+    write_checksums(part)
+    model = PackedModel.load(part)
+    shutil.rmtree(output, ignore_errors=True)
+    part.rename(output)
+    return Exported(
+        model.tables.file_bytes,
+        sum(weight.nbytes for weight in model.model.state_dict().values()),
+        sum(keys.nbytes for keys in encoder.keys.values()),
+    )
+
+
+def _encoder(run: FinishedRun) -> Encoder:
+    """Return what turns the raw rows of a run into batches."""
+    store = run.prepared_store()
+    if store is None:
+        raise ValueError(
+            f"{run.config.data.store / run.summary['data']}: the data that {run.path} was trained on "
+            "are gone, and with them the vocabularies. With the raw files in place make them again: "
+            f"embtables prepare {run.path / 'config.yaml'}"
+        )
+    return Encoder.of(open_source(run.config.data), store)

@@ -30,6 +30,7 @@ class Arena(nn.Module):
     """
 
     values: Tensor
+    scale: Tensor
 
     def __init__(
         self,

@@ -25,6 +25,10 @@ NO_SOURCES = torch.empty(0, dtype=torch.int32)
 NO_FACTORS = torch.empty(0)
 
 
+_SMALL = 2**14
+"""Fewer numbers are not kept: the allocator has them at once."""
+
+
 class Buffers:
     """Memory that is handed out again once nobody holds a view of it."""
 
@@ -36,6 +40,8 @@ class Buffers:
         size = 1
         for length in shape:
             size *= length
+        if size < _SMALL:
+            return torch.empty(shape, dtype=dtype)
         kept = self._kept.get(name)
         if kept is None or kept.numel() < size or _held_elsewhere(kept):
             kept = self._kept[name] = torch.empty(size + size // 8, dtype=dtype)
@@ -115,14 +121,17 @@ class Gather:
         products = NOTHING
         if self.combine == "concat" or probes == 1:
             out = self._memory.take("vectors", probes * n, dim)
-            parallel.call(kernels.gather, *stored, place, self._skips, out)
+            parallel.call(kernels.gather, *stored, place, self._skips, out, items=len(place))
             out = out.view(n, probes * dim)
         else:
             if training and product:
                 products = self._memory.take("products", probes * n, dim)
             out = self._memory.take("vectors", n, dim)
             how = kernels.MULT if product else kernels.SUM
-            parallel.call(kernels.gather_combined, *stored, place, self._skips, how, products, out)
+            parallel.call(
+                kernels.gather_combined, *stored, place, self._skips, how, products, out,
+                items=len(place),
+            )  # fmt: skip
         if side_by_side:
             out = out.view(-1, len(segments.lengths), out.shape[1])
         return Gathered(place, out, products, bags=bags)
@@ -134,7 +143,10 @@ def _places(
     """Return the arena rows [n * K] of rows [K, n], those of an id together."""
     place = memory.take("place", rows.numel(), dtype=torch.int64)
     skips = reader.skips or None  # None compiles a kernel that does not look
-    parallel.call(kernels.places, rows, reader.base, segments.bounds, side_by_side, skips, place)
+    parallel.call(
+        kernels.places, rows, reader.base, segments.bounds, side_by_side, skips, place,
+        items=len(place),
+    )  # fmt: skip
     return place
 
 
@@ -157,7 +169,7 @@ def _added_up(
     together = len(bags.segments.lengths) if bags.segments.single else 0
     parallel.call(
         kernels.gather_bags, *stored, place, skips, columns,
-        bags.offsets, divisors, weights, together, sources, factors, out,
+        bags.offsets, divisors, weights, together, sources, factors, out, items=len(place),
     )  # fmt: skip
     shape = (-1, together, columns * dim) if together else (count, columns * dim)
     return Gathered(place, out.view(shape), sources=sources, factors=factors)
@@ -188,8 +200,9 @@ class PrunedGather:
         out = self._memory.take("vectors", len(place), self.arena.dim)
         scale = getattr(self.arena, "scale", NOTHING)
         parallel.call(
-            pruned_kernels.gather_pruned, self._values, scale, *self._structure, place, out
-        )
+            pruned_kernels.gather_pruned, self._values, scale, *self._structure, place, out,
+            items=len(place),
+        )  # fmt: skip
         if bags is not None:
             every = torch.arange(len(out))
             return _added_up((out, NOTHING), every, None, 1, 1, bags, self._memory)
@@ -220,4 +233,4 @@ def occurrences(keys: Tensor, rows: int) -> Tensor:
 
 def stored_rows(arena: Arena) -> tuple[Tensor, Tensor]:
     """Return the stored rows of an arena and their scales (empty unless int8)."""
-    return arena.values, getattr(arena, "scale", NOTHING)
+    return arena.values, arena.scale if "scale" in arena.names else NOTHING

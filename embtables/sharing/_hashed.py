@@ -70,7 +70,9 @@ class HashedRows(nn.Module):
             from embtables import parallel
             from embtables.rows import kernels
 
-            return parallel.call(kernels.hash_rows, ids, self.salts, self.rows, segments.bounds)
+            return parallel.call(
+                kernels.hash_rows, ids, self.salts, self.rows, segments.bounds, items=len(ids)
+            )
         found = hash_rows(
             segments.shape(ids), segments.spread(self.salts), segments.spread(self.rows)
         )

@@ -117,8 +117,9 @@ class Kept(nn.Module):
             from embtables.rows import kernels
 
             return parallel.call(
-                kernels.put_kept, rows, ids, self.words, self.ranks, self.layout, segments.bounds
-            )
+                kernels.put_kept, rows, ids, self.words, self.ranks, self.layout, segments.bounds,
+                items=len(ids),
+            )  # fmt: skip
         return self.put(rows, ids, segments)
 
     def put(self, rows: Tensor, ids: Tensor, segments: Segments) -> Tensor:

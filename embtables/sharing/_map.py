@@ -65,8 +65,9 @@ class RowMaps(nn.Module):
             from embtables.rows import kernels
 
             return parallel.call(
-                kernels.map_rows, ids, self.packed, self.starts, self.widths, segments.bounds
-            )
+                kernels.map_rows, ids, self.packed, self.starts, self.widths, segments.bounds,
+                items=len(ids),
+            )  # fmt: skip
         return self._by_tensors(ids, segments)
 
     def _by_tensors(self, ids: Tensor, segments: Segments) -> Tensor:

@@ -93,7 +93,8 @@ class QR(Sharing):
             from embtables import parallel
             from embtables.rows import kernels
 
-            return parallel.call(kernels.divide, ids, self.divisors, segments.bounds)
+            bounds = segments.bounds
+            return parallel.call(kernels.divide, ids, self.divisors, bounds, items=len(ids))
         ids, divisors = segments.shape(ids), segments.spread(self.divisors)
         quotients = torch.div(ids, divisors, rounding_mode="floor")
         return torch.stack((quotients.flatten(), (ids - quotients * divisors).flatten()))

@@ -18,6 +18,7 @@ from data.batch import Batch
 from data.frappe_x1 import FIELDS
 from trainer.cli import main
 from trainer.loop import Trainer
+from trainer.metrics import auc
 
 MAIN = "from trainer.cli import main; main()"
 LOADED = (
@@ -85,7 +86,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["ls"], ["ls", "models"], ["ls", "recipes"], ["train", "--help"], ["--version"]],
+    [
+        ["--help"],
+        ["ls"],
+        ["ls", "models"],
+        ["ls", "recipes"],
+        ["train", "--help"],
+        ["predict", "--help"],
+        ["--version"],
+    ],
 )
 def test_light_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     done = fresh(*arguments)
@@ -98,7 +107,10 @@ def test_ls_reads_names_and_lines_from_the_files(embtables: Run) -> None:
         assert any(line.split()[:1] == [name] and len(line) > 30 for line in text.splitlines())
 
 
-@pytest.mark.parametrize("verb", ["ls", "show", "prepare", "train", "eval", "export", "report"])
+VERBS = ("ls", "show", "prepare", "train", "sweep", "eval", "export", "predict", "report")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_ends_its_help_with_examples(embtables: Run, verb: str) -> None:
     text = embtables(verb, "--help").out
     assert f"embtables {verb}" in text.partition("Examples:")[2]
@@ -151,7 +163,7 @@ def test_debug_lets_the_error_through(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["ls", "x"])
 
 
-def test_prepare_train_eval_export_and_refusal(
+def test_prepare_train_eval_export_predict_and_refusal(
     embtables: Run, recipe: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -165,13 +177,24 @@ def test_prepare_train_eval_export_and_refusal(
 
     assert json.loads(embtables("eval", str(run)).out) == pytest.approx(test)
 
-    out = tmp_path / "model.safetensors"
-    assert embtables("export", str(run), "-o", str(out)).code == 0
+    out = tmp_path / "packed"
+    done = embtables("export", str(run), "-o", str(out))
+    assert done.code == 0
+    size = json.loads((run / "summary.json").read_text())["bytes"]["file"]
+    assert f"{out}: {size:,} bytes of tables, 4 of network, " in done.out
+
     code = (
-        "import sys; from trainer.predict import PackedModel; PackedModel.load(sys.argv[1]);"
-        "print(*({'trainer.loop', 'trainer.config', 'data.prepare'} & set(sys.modules)))"
+        "import sys; sys.modules |= dict.fromkeys(['trainer.loop', 'trainer.config', 'data.prepare']);"
+        + MAIN
     )
-    assert fresh(str(out), code=code) == Done(0, "\n", "")
+    rows = str(recipe.parent / "test.csv")
+    done = fresh("predict", str(out), rows, code=code)
+    assert (done.code, done.err) == (0, "100 rows\n")
+    header, *scores = done.out.splitlines()
+    assert (header, len(scores)) == ("score", 100)
+    labels = np.loadtxt(rows, delimiter=",", skiprows=1)[:, 0]
+    assert auc(labels, np.array(scores, float)) == pytest.approx(test["auc"])
+    assert embtables("predict", str(out), rows).out == done.out
 
     done = embtables("train", str(recipe), "train.epochs=3", "--run-dir", str(run))
     assert done.code == 2

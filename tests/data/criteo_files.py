@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from data.criteo import Criteo, CriteoConfig
-from data.generic import DeclaredColumn
 from data.loader import Loader
 from data.prepare import prepare
-from data.schema import SPLITS
+from data.schema import SPLITS, Column
 from data.store import Store
 
 Row = tuple[int, list[int | None], list[str]]
@@ -53,8 +52,8 @@ def prepared(folder: Path, root: Path | None = None, **options) -> Store:
     return Store.open(prepare(criteo(folder, root, **options)))
 
 
-def declared(columns: Iterable[dict[str, Any]]) -> tuple[DeclaredColumn, ...]:
-    return tuple(DeclaredColumn(**column) for column in columns)
+def declared(columns: Iterable[dict[str, Any]]) -> tuple[Column, ...]:
+    return tuple(Column(**column) for column in columns)
 
 
 def delivered(store: Store, split: str) -> list[tuple[float, list[float], list[list[int]]]]:

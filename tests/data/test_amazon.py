@@ -178,6 +178,7 @@ def test_a_user_of_every_item_is_an_error_and_not_an_endless_search():
 
 
 def test_columns_share_tables_and_the_split_is_the_sources(tmp_path):
+    _write_lists(tmp_path)
     source = Amazon(AmazonConfig(root=tmp_path, max_length=7))
     columns = {column.name: column for column in source.columns()}
     assert columns["item_history"].table_name == columns["item"].table_name

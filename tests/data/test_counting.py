@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from data.bayes import auc, bayes
 from data.hashing import MISSING
 from data.numeric import Statistics
-from data.vocabulary import Dictionary, Lookup, count_keys
+from data.vocabulary import Dictionary, Lookup, by_frequency, count_keys
 
 keys = st.integers(-3, 3) | st.sampled_from([MISSING, -(2**63), 2**63 - 1])
 pieces = st.lists(st.lists(keys, max_size=12), max_size=8)
@@ -28,15 +28,15 @@ def test_count_keys(pieces):
 @given(pieces=pieces, min_count=st.integers(1, 4), asked=st.lists(keys))
 def test_dictionary(pieces, min_count, asked):
     counted = count_keys(np.array(piece, np.int64) for piece in pieces)
-    table = Dictionary(counted, min_count)
+    kept_keys, kept_counts = by_frequency(counted, min_count)
     counts = Counter(key for piece in pieces for key in piece)
     kept = [k for k in counts if counts[k] >= min_count or k == MISSING]
     order = sorted(kept, key=lambda k: (-counts[k], k))
-    assert table.keys[1:].tolist() == order
+    assert kept_keys[1:].tolist() == order
     rare = counts.total() - sum(counts[k] for k in kept)
-    assert table.counts.tolist() == [rare, *(counts[k] for k in order)]
+    assert kept_counts.tolist() == [rare, *(counts[k] for k in order)]
     ids = {key: 1 + i for i, key in enumerate(order)}
-    got = table.ids(np.array(asked, np.int64))
+    got = Dictionary(kept_keys).ids(np.array(asked, np.int64))
     assert got.tolist() == [ids.get(key, 0) for key in asked]
 
 

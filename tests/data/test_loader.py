@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.arrays import Spill
-from data.build import last_ids
 from data.csv import Csv, CsvConfig
+from data.features import last_ids
 from data.hashing import string_keys
 from data.loader import Loader
 from data.order import Shuffle

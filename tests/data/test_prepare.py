@@ -13,7 +13,8 @@ from criteo_files import Row, criteo, delivered, prepared, random_rows, splits, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.criteo import Criteo, bucket
+from data.criteo import Criteo
+from data.features import logarithm
 from data.hashing import MISSING
 from data.prepare import open_source, prepare
 from data.schema import SPLITS
@@ -171,7 +172,7 @@ def test_integers_as_categories(tmp_path):
     ids = [row[2][0][0] for row in delivered(store, "train")[:7]]
     assert ids == [-2, MISSING, 0, 1, 2, 3 + 1, 3 + 21]
     values = np.array([3, 7, 8, 1000, 2**62])
-    assert bucket(values).tolist() == [math.floor(math.log(v) ** 2) + 3 for v in values.tolist()]
+    assert logarithm(values).tolist() == [math.floor(math.log(v) ** 2) + 3 for v in values.tolist()]
 
 
 def test_random_split_is_one_in_ten(tmp_path):

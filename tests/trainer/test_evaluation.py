@@ -11,9 +11,9 @@ import torch
 
 from data.batch import Batch
 from data.csv import Csv, CsvConfig
-from data.generic import DeclaredColumn
 from data.loader import Loader
 from data.prepare import prepare
+from data.schema import Column
 from data.store import Store
 from trainer import metrics
 from trainer.evaluation import measure
@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
     lines = ["label,x,user", *(f"{y:.0f},{x},{user:.0f}" for y, x, user in table)]
     (folder / "rows.csv").write_text("\n".join(lines))
-    column = DeclaredColumn(name="x", kind="numeric")
+    column = Column(name="x", kind="numeric")
     files = ("rows.csv",)
     options = {"root": folder, "store": folder / "store", "columns": (column,), "group": "user"}
     return Store.open(prepare(Csv(CsvConfig(train=files, test=files, **options))))

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from trainer.cli import eval as evaluate
-from trainer.cli import export, ls, prepare, report, show, sweep, train
+from trainer.cli import export, ls, predict, prepare, report, show, sweep, train
 
 app = typer.Typer(
     name="embtables",
@@ -28,6 +28,7 @@ app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("predict")(predict.predict)
 app.command("report")(report.report)
 
 

@@ -1,8 +1,7 @@
-"""`embtables export`: one file that predicts."""
+"""`embtables export`: a directory that predicts."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -14,20 +13,24 @@ from trainer.cli.arguments import Run
 def export(
     run: Run,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Default: <name of the run>.safetensors.")
+        Path | None, typer.Option("-o", "--output", help="Directory.  [packed/<name of the run>]")
     ] = None,
 ) -> None:
-    """Write packed tables, network weights and the model's description into one file.
+    """Write packed tables, network and vocabularies into one directory.
 
-    It predicts without the training data and without the training code:
-    trainer.predict.PackedModel.load(FILE).
+    It predicts on machines that never saw the training data, by `embtables predict` or in Python by
+    trainer.predict.PackedModel.load(DIR).predict(frame). Vocabularies (raw value to id) are needed
+    however tables are compressed, and are not part of a table's budget.
 
     Examples:
         embtables export runs/frappe_x1-deepfm-1a2b3c4d
-        embtables export runs/frappe_x1-deepfm-1a2b3c4d -o deepfm.safetensors
+        embtables export runs/frappe_x1-deepfm-1a2b3c4d -o deepfm
     """
-    from trainer.rundir import packed_model
+    from trainer.runs import export_run
 
-    file = output or Path(f"{run.resolve().name}.safetensors")
-    shutil.copyfile(packed_model(run), file)
-    typer.echo(f"{file}  {file.stat().st_size:,} bytes")
+    folder = output or Path("packed") / run.resolve().name
+    size = export_run(run, folder)
+    typer.echo(
+        f"{folder}: {size.tables:,} bytes of tables, {size.network:,} of network, "
+        f"{size.vocabularies:,} of vocabularies"
+    )
