@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def planned(
         least = plan_bytes(smallest_plan(tables, table, beside))
     except ValueError as error:
         return Candidate(text, refusal=" ".join(str(error).split()))
-    shrunk = {base_of(n) for n, one in plan(tables, table, fields, budget).items() if _shares(one.config)}
+    shrunk = _shrunk(plan(tables, table, fields, budget)) if exact else set()
     return Candidate(
         text,
         plan_bytes(found),
@@ -97,3 +98,14 @@ def training_bytes(found: Plan, rows: RowOptimizer) -> int:
 
 def _shares(table: TableConfig) -> bool:
     return table.sharing.kind != DEFAULTS["sharing"]
+
+
+def _shrunk(found: Plan) -> set[str]:
+    """Return the tables whose ids share rows with other tables, or have less than half as many rows."""
+    users = Counter(name for one in found.values() for name in {row.name for row in one.places})
+    names = set()
+    for name, one in found.items():
+        rows = {row.name: row.rows for row in one.places}
+        if any(users[row] > 1 for row in rows) or 2 * sum(rows.values()) < one.table.rows:
+            names.add(base_of(name))
+    return names

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from embtables.compressor import parse_table
 from embtables.registry import Config
@@ -30,6 +30,12 @@ GRADES = {"A": 1.0, "B": 0.5, "C": 0.25}
 figure, or a pilot of one seed."""
 SAME = 10.0
 """Weight of a study of the same data and model."""
+CHEAPER = 1.25
+"""Factor in rows trained on that counts: less may be when training stopped."""
+
+
+TableText = Annotated[str, AfterValidator(lambda text: str(parse_table(text)))]
+"""A table in its compact form, such as hash+int8."""
 
 
 class Cell(Config):
@@ -38,7 +44,7 @@ class Cell(Config):
     Metrics are means over the seeds, deviations are of one seed.
     """
 
-    table: str
+    table: TableText
     ratio: float = Field(gt=0, description="bytes over those of the full table")
     test: float
     std: float | None = None
@@ -47,6 +53,9 @@ class Cell(Config):
     seeds: int = 1
     cost: float | None = Field(
         default=None, description="rows trained on over those of the full table's training"
+    )
+    width: int | None = Field(
+        default=None, description="numbers that are left of a row, where it is cut to so many"
     )
     cell: str = Field(default="", description="its name in the source")
 
@@ -85,22 +94,27 @@ class Study(Config):
         """Whether ranking is measured by retrieval."""
         return self.metric in ("recall", "ndcg")
 
-    def at(self, ratio: float) -> tuple[Cell, ...]:
-        """Return the cells of the nearest budget at which tables can be compared, best first; or none."""
+    def at(self, facts: Facts) -> tuple[Cell, ...]:
+        """Return the cells of the nearest budget at which tables can be compared, best first; or none.
+
+        Rows of one number are another thing than those of several: of other data they say nothing where
+        the budget leaves several numbers, and these nothing where it leaves one.
+        """
         levels: dict[float, list[Cell]] = {}
         for cell in self.cells:
-            levels.setdefault(cell.ratio, []).append(cell)
+            if self.same or cell.width is None or (cell.width == 1) == (facts.narrow == 1):
+                levels.setdefault(cell.ratio, []).append(cell)
         near = [
-            (round(_decades(level, ratio), 6), level)
+            (round(_decades(level, facts.ratio), 6), level)
             for level, cells in levels.items()
-            if len(cells) > 1 and _decades(level, ratio) <= _decades(NEAR, 1) + 1e-9
+            if len(cells) > 1 and _decades(level, facts.ratio) <= _decades(NEAR, 1) + 1e-9
         ]
         found = levels[min(near)[1]] if near else []
         return tuple(sorted(found, key=lambda cell: (-self._sign * cell.judged[0], cell.table)))
 
     def weight(self, facts: Facts) -> float:
         """Return how much it says about a data set and a budget: 0 for nothing."""
-        cells = self.at(facts.ratio)
+        cells = self.at(facts)
         if not cells or self.retrieval != facts.retrieval:
             return 0.0
         far = _decades(cells[0].ratio, facts.ratio)
@@ -114,11 +128,23 @@ class Study(Config):
         if not weight:
             return []
         return [
-            Outcome(one.table, other.table, self._score(one, other), weight)
-            for one, other in combinations(self.at(facts.ratio), 2)
+            Outcome(one.table, other.table, self.score(one, other), weight)
+            for one, other in combinations(self.at(facts), 2)
         ]
 
-    def _score(self, one: Cell, other: Cell) -> float:
+    def score(self, one: Cell, other: Cell) -> float:
+        """Return 1 if a table is better than another, 0 if it is worse, 0.5 where nobody knows.
+
+        Of two that cannot be told apart the one is better that took clearly less training.
+        """
+        told = self.told(one, other)
+        if told == 0.5 and one.cost and other.cost:
+            ratio = other.cost / one.cost
+            return 0.5 if 1 / CHEAPER <= ratio <= CHEAPER else float(ratio > 1)
+        return told
+
+    def told(self, one: Cell, other: Cell) -> float:
+        """Return the same, by the metric alone."""
         (a, error_a), (b, error_b) = one.judged, other.judged
         if abs(a - b) <= max(self.noise, 2 * math.sqrt(error_a + error_b)):
             return 0.5
@@ -142,7 +168,7 @@ class Range(Config):
 class Rule(Config):
     """What speaks for or against a table where the data are of some kind."""
 
-    table: str
+    table: TableText
     verdict: Literal["for", "against"]
     when: dict[str, Range] = Field(description="number of `Facts` -> where the rule holds")
     says: str = Field(description="with {names} of Facts")
@@ -162,9 +188,13 @@ class Rule(Config):
 class LookUp(Config):
     """How long a packed table takes to be read, over a full table of the same width."""
 
-    table: str
+    table: TableText
     dim: int
     times: float
+
+    def __str__(self) -> str:
+        """Return the factor in words."""
+        return f"{self.times:g} times those of a full table of width {self.dim}"
 
 
 class Speed(Config):
@@ -183,7 +213,7 @@ class Speed(Config):
 class Evidence(Config):
     """All that is shipped."""
 
-    baselines: tuple[str, ...] = Field(description="what every other table has to beat")
+    baselines: tuple[TableText, ...] = Field(description="what every other table has to beat")
     speed: Speed
     rules: tuple[Rule, ...]
     studies: tuple[Study, ...]
@@ -193,7 +223,7 @@ class Evidence(Config):
         """Compact forms of all tables that it speaks of, each once."""
         named = [*self.baselines, *(rule.table for rule in self.rules)]
         named += [cell.table for study in self.studies for cell in study.cells]
-        return list(dict.fromkeys(str(parse_table(text)) for text in named))
+        return list(dict.fromkeys(named))
 
 
 def read_evidence(file: Path = FILE) -> Evidence:

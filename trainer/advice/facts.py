@@ -34,7 +34,7 @@ class Rows:
     clicks: int | None = None
 
     def auc_error(self, auc: float) -> float | None:
-        """Return the standard error of an AUC on validation (Hanley and McNeil, 1982), if there is one."""
+        """Return the standard error of a validation AUC (Hanley and McNeil, 1982), if there is one."""
         if not self.clicks or self.clicks == self.valid:
             return None
         positive, negative = self.clicks, self.valid - self.clicks
@@ -92,6 +92,11 @@ class Facts:
     def retrieval(self) -> bool:
         """Whether ranking is measured by retrieval."""
         return self.rows.clicks is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the full table fits the budget."""
+        return self.budget >= self.uncompressed
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,9 @@ def _small(ids: Sequence[_Ids], budget: int) -> tuple[tuple[str, ...], int]:
 def _covered(counted: Sequence[_Ids], largest: _Ids, budget: int) -> float | None:
     if largest.counts is None:
         return None
-    worth = np.concatenate([one.counts / one.row_bytes for one in counted if one.counts is not None])
+    worth = np.concatenate(
+        [one.counts / one.row_bytes for one in counted if one.counts is not None]
+    )
     size = np.concatenate([np.full(one.rows, one.row_bytes) for one in counted])
     order = np.argsort(-worth, kind="stable")
     kept = np.zeros(len(order), bool)

@@ -2,8 +2,8 @@
 
     P(a better than b) = p_a / (p_a + p_b)
 
-Comparisons may be few, weighted, and of different pairs; a tie is half a win. Every table also has half a
-win and half a loss against one of strength 1, so that a table of which little is known stays near 1.
+Comparisons may be few, weighted, and of different pairs; a tie is half a win. Every table also has half
+a win and half a loss against one of strength 1, so that a table of which little is known stays near 1.
 Found by the minorisation-maximisation of Hunter (Annals of Statistics 2004).
 """
 

@@ -10,8 +10,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from trainer.cli import advise, export, ls, prepare, show, train
 from trainer.cli import eval as evaluate
-from trainer.cli import export, ls, prepare, show, train
 
 app = typer.Typer(
     name="embtables",
@@ -25,6 +25,7 @@ app.command("ls")(ls.ls)
 app.command("show")(show.show)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
+app.command("advise")(advise.advise)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
 
