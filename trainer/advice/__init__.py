@@ -95,7 +95,7 @@ class Advice:
         others: known, but weaker.
         unmeasured: tables of which nothing is known, by name.
         refused: table -> why it cannot be tried.
-        sweep: command that compares `first` and `baselines`.
+        sweep: command that compares `first` and `baselines`, or one of them with the next table.
         notes: sweeps that were left out.
     """
 
@@ -143,6 +143,8 @@ def advise(
     if (budget is None) == (ratio is None):
         given = "both" if ratio is not None else "neither was given"
         raise ValueError(f"give --budget 10MB or --ratio 0.1, one of the two ({given})")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"--ratio must be above 0 and at most 1, got {ratio:g}")
     size = None if budget is None else parse_bytes(budget)
     kept = [
         text for text in overrides if text.partition("=")[0] not in ("table", "budget", "ratio")
@@ -224,6 +226,8 @@ def choose(
         first = choices = known = [one for one in choices if one.candidate.table == names[0]]
     rest = [choice for choice in choices if choice not in first]
     baselines = [choice for choice in rest if choice.candidate.table in evidence.baselines]
+    others = sorted((one for one in rest if one not in baselines), key=lambda one: not one.measured)
+    compared = [*first, *baselines]
     return Advice(
         recipe=words[0],
         facts=facts,
@@ -236,7 +240,7 @@ def choose(
             one for one in choices if not one.measured and one not in (*first, *baselines)
         ),
         refused={name: reason for name, reason in refused.items() if reason},
-        sweep=_sweep([*first, *baselines], words),
+        sweep=_sweep(compared if len(compared) > 1 else [*compared, *others[:1]], words),
         notes=tuple(notes),
     )
 

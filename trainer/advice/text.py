@@ -46,11 +46,12 @@ def _facts(facts: Facts) -> Iterator[str]:
         "bytes"
     )
     if facts.open:
-        yield f"open      {', '.join(facts.open)}: any id may come"
+        names = "all" if len(facts.open) == facts.tables else ", ".join(facts.open)
+        yield f"open      {names}: any id may come"
     if facts.covered is not None:
         yield (
-            f"skew      {facts.covered:.1%} of the reads of {facts.largest} are of ids frequent enough to "
-            "keep rows of full width"
+            f"skew      {facts.covered:.1%} of the reads of {facts.largest} are of ids frequent enough "
+            "to keep rows of full width"
         )
     if facts.rare is not None and facts.rare_reads is not None:
         yield (
