@@ -29,7 +29,8 @@ class Candidate:
     Attributes:
         table: compact form.
         bytes: of all tables when packed, as planned; 0 if it cannot be.
-        training: bytes of rows, optimizer state, maps and projections while training.
+        training: bytes of rows, optimizer state, maps and projections while training; what a search
+            learns of the structure comes on top.
         least: the smallest it can be, bytes.
         searches: whether it trains in stages.
         exact: tables that are better left uncompressed beside it.

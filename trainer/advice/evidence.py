@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -30,9 +30,6 @@ GRADES = {"A": 1.0, "B": 0.5, "C": 0.25}
 figure, or a pilot of one seed."""
 SAME = 10.0
 """Weight of a study of the same data and model."""
-CHEAPER = 1.25
-"""Factor in rows trained on that counts: less may be when training stopped."""
-
 
 TableText = Annotated[str, AfterValidator(lambda text: str(parse_table(text)))]
 """A table in its compact form, such as hash+int8."""
@@ -67,11 +64,10 @@ class Cell(Config):
 
 
 class Outcome(NamedTuple):
-    """One comparison: 1 if the first table is better, 0 if the second is, 0.5 where nobody knows."""
+    """One comparison in which a table was better than another."""
 
-    first: str
-    second: str
-    score: float
+    better: str
+    worse: str
     weight: float
 
 
@@ -97,12 +93,12 @@ class Study(Config):
     def at(self, facts: Facts) -> tuple[Cell, ...]:
         """Return the cells of the nearest budget at which tables can be compared, best first; or none.
 
-        Rows of one number are another thing than those of several: of other data they say nothing where
-        the budget leaves several numbers, and these nothing where it leaves one.
+        Rows cut to one number are another thing than those of several: in studies of other data they
+        stand for themselves alone, and where the budget leaves no number for what is worse than them.
         """
         levels: dict[float, list[Cell]] = {}
         for cell in self.cells:
-            if self.same or cell.width is None or (cell.width == 1) == (facts.narrow == 1):
+            if self.same or cell.width is None or (cell.width == 1) == (facts.narrow <= 1):
                 levels.setdefault(cell.ratio, []).append(cell)
         near = [
             (round(_decades(level, facts.ratio), 6), level)
@@ -123,28 +119,16 @@ class Study(Config):
         return GRADES[self.grade] / (1 + far + _decades(self.ids, facts.ids))
 
     def outcomes(self, facts: Facts) -> list[Outcome]:
-        """Return the comparison of every two tables at the nearest budget."""
-        weight = self.weight(facts)
-        if not weight:
-            return []
+        """Return the comparisons at the nearest budget, of tables that can be told apart."""
+        weight, cells = self.weight(facts), self.at(facts)
         return [
-            Outcome(one.table, other.table, self.score(one, other), weight)
-            for one, other in combinations(self.at(facts), 2)
+            Outcome(one.table, other.table, weight)
+            for one, other in permutations(cells, 2)
+            if weight and self.told(one, other) == 1
         ]
 
-    def score(self, one: Cell, other: Cell) -> float:
-        """Return 1 if a table is better than another, 0 if it is worse, 0.5 where nobody knows.
-
-        Of two that cannot be told apart the one is better that took clearly less training.
-        """
-        told = self.told(one, other)
-        if told == 0.5 and one.cost and other.cost:
-            ratio = other.cost / one.cost
-            return 0.5 if 1 / CHEAPER <= ratio <= CHEAPER else float(ratio > 1)
-        return told
-
     def told(self, one: Cell, other: Cell) -> float:
-        """Return the same, by the metric alone."""
+        """Return 1 if a table is better than another, 0 if it is worse, 0.5 if nobody can tell."""
         (a, error_a), (b, error_b) = one.judged, other.judged
         if abs(a - b) <= max(self.noise, 2 * math.sqrt(error_a + error_b)):
             return 0.5

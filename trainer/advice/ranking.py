@@ -2,8 +2,8 @@
 
     P(a better than b) = p_a / (p_a + p_b)
 
-Comparisons may be few, weighted, and of different pairs; a tie is half a win. Every table also has half
-a win and half a loss against one of strength 1, so that a table of which little is known stays near 1.
+Comparisons may be few, weighted, and of different pairs. Every table also has half a win and half a loss
+against one of strength 1, so that a table of which little is known stays near 1.
 Found by the minorisation-maximisation of Hunter (Annals of Statistics 2004).
 """
 
@@ -26,12 +26,11 @@ def strengths(tables: Sequence[str], outcomes: Iterable[Outcome]) -> dict[str, f
     met = np.zeros((len(place), len(place)))
     wins = np.full(len(place), 0.5)
     met[0, 1:] = met[1:, 0] = 1.0
-    for first, second, score, weight in outcomes:
-        a, b = place[first], place[second]
+    for better, worse, weight in outcomes:
+        a, b = place[better], place[worse]
         met[a, b] += weight
         met[b, a] += weight
-        wins[a] += weight * score
-        wins[b] += weight * (1 - score)
+        wins[a] += weight
     found = np.ones(len(place))
     for _ in range(_STEPS):
         found = wins / (met / (found[:, None] + found[None, :])).sum(1)

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from embtables.compressor import TableConfig
-from trainer.advice import Advice, Choice, Compared
+from trainer.advice.choice import Advice, Choice, Compared
 from trainer.advice.facts import Facts
 
 WIDTH = 110
