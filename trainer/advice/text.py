@@ -104,7 +104,7 @@ def _reasons(advice: Advice, choice: Choice, studies: int) -> Iterator[str]:
     yield from (_figures(compared, advice.evidence.baselines) for compared in quoted)
     more = len(choice.compared) - len(quoted)
     if more:
-        yield f"{more} more stud{'ies' if more > 1 else 'y'} of data or budgets less alike"
+        yield f"{more} more stud{'ies say' if more > 1 else 'y says'} less"
     for rule in choice.rules:
         yield f"{rule.verdict} it: {rule.text(advice.facts)}"
     if choice.candidate.searches:
