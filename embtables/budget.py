@@ -192,6 +192,13 @@ def plan(
     return _largest(tables, configs, budget)
 
 
+def smallest_plan(
+    tables: Sequence[Table], default: TableConfig, fields: Mapping[str, TableConfig]
+) -> Plan:
+    """Return the plan of the fewest bytes that the methods reach; arguments and errors as `plan`."""
+    return _at(tables, _configs(tables, default, fields), 0.0)
+
+
 def _configs(
     tables: Sequence[Table], default: TableConfig, fields: Mapping[str, TableConfig]
 ) -> dict[str, TableConfig]:

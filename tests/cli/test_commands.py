@@ -107,7 +107,7 @@ def test_ls_reads_names_and_lines_from_the_files(embtables: Run) -> None:
         assert any(line.split()[:1] == [name] and len(line) > 30 for line in text.splitlines())
 
 
-VERBS = ("ls", "show", "prepare", "train", "sweep", "eval", "export", "predict", "report")
+VERBS = ("ls", "show", "prepare", "train", "advise", "sweep", "eval", "export", "predict", "report")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -10,8 +10,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from trainer.cli import advise, export, ls, predict, prepare, report, show, sweep, train
 from trainer.cli import eval as evaluate
-from trainer.cli import export, ls, predict, prepare, report, show, sweep, train
 
 app = typer.Typer(
     name="embtables",
@@ -26,6 +26,7 @@ app.command("show")(show.show)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("sweep")(sweep.sweep)
+app.command("advise")(advise.advise)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
