@@ -31,6 +31,9 @@ bench-setup: setup .venv-peers/fuxictr/.ready .venv-peers/deepctr/.ready  ## lib
 	.venv-peers/$*/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
+report: setup  ## the page of the sweeps in bench/results: report/index.html
+	$(BIN)/embtables report bench/results/sweep_*.json -o report
+
 docs: .venv-docs/.ready  ## pages of docs/ as HTML: site/index.html
 	.venv-docs/bin/mkdocs build --quiet --strict
 
@@ -40,4 +43,4 @@ docs: .venv-docs/.ready  ## pages of docs/ as HTML: site/index.html
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers .venv-docs demo runs prepared site
+	rm -rf .venv .venv-peers .venv-docs demo runs sweeps prepared packed report site

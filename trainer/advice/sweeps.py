@@ -13,7 +13,7 @@ from trainer.advice.evidence import Cell, Study
 from trainer.advice.facts import Rows
 from trainer.config import RunConfig
 from trainer.overrides import differences, leaves
-from trainer.records import FILE, Record, Records, read_records, without_paths
+from trainer.records import FILE, Record, Records, over_seeds, read_records, without_paths
 from trainer.rundir import computed
 
 _SIZES = ("table", "budget", "ratio")
@@ -100,18 +100,18 @@ def study_of(records: Records, config: RunConfig, ids: int, rows: Rows, source: 
 
 def _cell(table: str, ratio: float, runs: list[Record], monitor: str) -> Cell:
     summaries = [run.summary for run in runs if run.summary is not None]
-    (valid, valid_std), (test, std) = (
-        _over_seeds([summary[split][monitor] for summary in summaries])
+    valid, test = (
+        over_seeds([summary[split][monitor] for summary in summaries])
         for split in ("valid", "test")
     )
     name = " ".join(f"{key}={value}" for key, value in runs[0].cell.items())
     return Cell(
         table=table,
         ratio=ratio,
-        test=test,
-        std=std,
-        valid=valid,
-        valid_std=valid_std,
+        test=test["mean"],
+        std=test["std"],
+        valid=valid["mean"],
+        valid_std=valid["std"],
         seeds=len(summaries),
         cell=name,
     )
@@ -129,10 +129,6 @@ def _ratio(summary: Mapping[str, Any]) -> float:
     if summary["budget"] is not None:
         return min(1.0, round(summary["budget"] / summary["bytes"]["uncompressed"], 4))
     return summary["ratio"] or 1.0
-
-
-def _over_seeds(values: list[float]) -> tuple[float, float | None]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def _differences(records: Records, config: RunConfig, sections: Iterable[str] = ()) -> list[str]:
