@@ -196,7 +196,12 @@ def smallest_plan(
     tables: Sequence[Table], default: TableConfig, fields: Mapping[str, TableConfig]
 ) -> Plan:
     """Return the plan of the fewest bytes that the methods reach; arguments and errors as `plan`."""
-    return _at(tables, _configs(tables, default, fields), 0.0)
+    return _smallest(tables, _configs(tables, default, fields))
+
+
+def _smallest(tables: Sequence[Table], configs: Mapping[str, TableConfig]) -> Plan:
+    # What a method needs beside rows (a projection) can cost a tiny table more than it saves.
+    return min((_at(tables, configs, share) for share in (0.0, 1.0)), key=plan_bytes)
 
 
 def _configs(
@@ -217,7 +222,8 @@ def _largest(tables: Sequence[Table], configs: Mapping[str, TableConfig], budget
         return best
     low, high = 0.0, 1.0
     best = _at(tables, configs, low)
-    if (smallest := plan_bytes(best)) > budget:
+    if plan_bytes(best) > budget:
+        smallest = plan_bytes(_smallest(tables, configs))
         kinds = ", ".join(sorted({str(config) for config in configs.values()}))
         raise ValueError(
             f"a budget of {budget:,} bytes cannot be met by {kinds}: the smallest reachable size is "

@@ -221,7 +221,8 @@ def synthetic(folder: Path) -> tuple[Source, Files]:
     (name, (values, lengths)), = chunk.jagged.items()  # fmt: skip
     past = [bag.tolist() for bag in np.split(values, np.cumsum(lengths)[:-1])]
     single = {k: pl.Series(v).replace(MISSING, None) for k, v in chunk.single.items()}
-    numeric = {k: pl.Series(v).fill_nan(None) for k, v in chunk.numeric.items()}
+    whole = {k: pl.Series(v).fill_nan(None) for k, v in chunk.numeric.items()}
+    numeric = {k: v.cast(pl.Int64) for k, v in whole.items()}
     frame = pl.DataFrame({**single, **numeric, name: past})
     frame.write_parquet(folder / "rows.parquet")
     frame.with_columns(pl.col(name).cast(pl.List(pl.String)).list.join("|")).write_csv(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from embtables import (
@@ -97,7 +97,11 @@ def _smallest(tables: list[Table], method: str) -> int:
     return int(found[1].replace(",", ""))
 
 
+TINY = [Feature("a", 2)], {"a": Vocabulary(3, counts=np.array([1, 25, 1]))}, {"a": []}
+
+
 @settings(max_examples=150)
+@example(world=TINY, method="full+lowrank(shared=true)+fp16", ratio=0.4)
 @given(world=worlds(), method=METHODS, ratio=st.floats(0.01, 1.2))
 def test_within_budget_finite_and_equal_to_the_loop(world, method: str, ratio: float) -> None:
     features, vocabularies, bags = world

@@ -228,14 +228,14 @@ def test_occurrences(keys: list[int], rows: int) -> None:
 
 def test_buffers_are_reused_once_free() -> None:
     memory = Buffers()
-    first = memory.take("x", 10, 10)
+    first = memory.take("x", 200, 100)
     address = first.data_ptr()
-    second = memory.take("x", 10, 10)
+    second = memory.take("x", 200, 100)
     assert second.data_ptr() != address
     address = second.data_ptr()
     del second
-    assert memory.take("x", 5, 20).data_ptr() == address
-    assert memory.take("x", 50, 20).numel() == 1000
+    assert memory.take("x", 190, 100).data_ptr() == address
+    assert memory.take("x", 500, 200).numel() == 100_000
 
 
 @pytest.mark.parametrize(

@@ -159,8 +159,9 @@ def test_plateau_lowers_both_learning_rates_then_stops(
     monkeypatch.setattr(
         Trainer,
         "measure",
-        lambda self, split, predict: (
-            plain(self, split, predict) | ({"auc": next(values)} if predict == self.predict else {})
+        lambda self, split, predict, keep=None: (
+            plain(self, split, predict, keep)
+            | ({"auc": next(values)} if predict == self.predict else {})
         ),
     )
     config = tiny(

@@ -470,7 +470,9 @@ def test_each_stage_begins_with_fresh_rates_and_optimizers(
     monkeypatch.setattr(
         Trainer,
         "measure",
-        lambda self, split, predict: measure(self, split, predict) | {"auc": next(values)},
+        lambda self, split, predict, keep=None: (
+            measure(self, split, predict, keep) | {"auc": next(values)}
+        ),
     )
     config = tiny(f"table={TABLES['magnitude']}", *OPTIONS, "train.patience=3", "train.epochs=4")
     train(config, tmp_path)
@@ -488,7 +490,9 @@ def test_a_stage_hands_on_its_best_or_its_last_weights(
     monkeypatch.setattr(
         Trainer,
         "measure",
-        lambda self, split, predict: measure(self, split, predict) | {"auc": next(values)},
+        lambda self, split, predict, keep=None: (
+            measure(self, split, predict, keep) | {"auc": next(values)}
+        ),
     )
     rows: dict[tuple[str, int], Tensor] = {}
     handed: dict[str, Tensor] = {}
