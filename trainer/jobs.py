@@ -130,8 +130,10 @@ def _start(job: Job, threads: int) -> _Running:
     process = multiprocessing.get_context("spawn").Process(target=_run, args=work)
     ensure_running()  # or it would let the signal through at the first start
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _CTRL_C)
-    process.start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     tell.close()
     return _Running(job, process, told)
 

@@ -38,6 +38,7 @@ from trainer.datasets import (
 )
 from trainer.evaluation import measure_trained
 from trainer.machine import keep_freed_memory, peak_memory, pick_device, use_bfloat16
+from trainer.metrics import sign_of
 from trainer.predict import PackedModel, Predictor, save
 from trainer.progress import Progress
 from trainer.ranks import (
@@ -288,10 +289,7 @@ class Trainer:
             limit = self._limited(-(-rows // options.eval_batch_size))
             options = options.model_copy(update={"limit_batches": limit})
         found = measure_trained(self.store, "valid", self.predict, options, self.stop)
-        return self._sign() * found[options.monitor]
-
-    def _sign(self) -> float:
-        return -1.0 if self.options.monitor == "logloss" else 1.0
+        return sign_of(self.options.monitor) * found[options.monitor]
 
     # -- training --------------------------------------------------------------------------------
 
@@ -496,7 +494,9 @@ class Trainer:
                 f"train.monitor: {self.options.monitor} of the validation rows is undefined (one "
                 "label only); use train.monitor=logloss, or more validation rows"
             )
-        gained = state.best is None or self._sign() * (value - state.best) > MIN_GAIN
+        gained = (
+            state.best is None or sign_of(self.options.monitor) * (value - state.best) > MIN_GAIN
+        )
         epoch = state.epoch + state.batch / self.steps_per_epoch
         row = {"split": "valid", "stage": self.stage.name, "epoch": round(epoch, 6)}
         row |= {"step": state.step, **valid}

@@ -16,6 +16,11 @@ _SCORE_BITS = 32
 """Of a sort key; a label takes 1 bit below them, a group the 31 above."""
 
 
+def sign_of(metric: str) -> int:
+    """Return 1 for a metric of which more is better, -1 for one of which less is."""
+    return -1 if metric == "logloss" else 1
+
+
 @dataclass(frozen=True)
 class GroupAUC:
     """AUC within groups, weighted by rows, over the groups that hold both labels.

@@ -12,8 +12,6 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,131 +19,15 @@ from typing import Any
 from data.store import Store
 from trainer.config import RunConfig, load_config
 from trainer.datasets import prepared
+from trainer.grid import Axis, Grid, Texts
 from trainer.jobs import Job, Outcome, failed, outcome_text, run_jobs
+from trainer.metrics import sign_of
 from trainer.overrides import differences, parse_override
 from trainer.progress import Line, clock
 from trainer.records import FILE, Record, Records, read_records, without_command, without_paths
 from trainer.rundir import computed, config_hash, lock
-from trainer.validation import ConfigError
 
 log = logging.getLogger("embtables")
-
-Texts = tuple[str, ...]
-"""Overrides ``key=value``."""
-
-_BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values of one key, as texts."""
-
-    key: str
-    values: Texts
-
-    @classmethod
-    def parse(cls, text: str) -> Axis:
-        """Return the axis of ``key=a,b,c``; commas within brackets do not part values.
-
-        Raises:
-            ValueError: it has no key, no value, one twice, or brackets that do not match.
-        """
-        key, _, listed = text.partition("=")
-        values = split_values(listed)
-        if not key or not all(values):
-            raise ValueError(f"expected key=value,value, such as ratio=0.5,0.1, got {text!r}")
-        if key == "train.seed":
-            raise ValueError("train.seed: seeds are counted by --seeds")
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            raise ValueError(f"{key}: {', '.join(twice)} given twice")
-        return cls(key, values)
-
-    def texts(self) -> list[str]:
-        """Return ``key=value`` of every value."""
-        return [f"{self.key}={value}" for value in self.values]
-
-
-def split_values(text: str) -> Texts:
-    """Split at commas that stand in no bracket.
-
-    Raises:
-        ValueError: a bracket is not closed, or closed without being open.
-    """
-    parts, depth = [""], 0
-    for char in text:
-        depth += _BRACKETS.get(char, 0)
-        if depth < 0:
-            break
-        if char == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += char
-    if depth:
-        raise ValueError(f"brackets do not match in {text!r}")
-    return tuple(part.strip() for part in parts)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What a sweep runs.
-
-    Attributes:
-        recipe: name of a recipe or path of a YAML file.
-        overrides: of all cells.
-        over: axes; their product is the cells.
-        tune: axes whose product is tried in every cell, on the first seed.
-        seeds: runs of each cell: seeds 0, 1, ...
-    """
-
-    recipe: str
-    overrides: Texts = ()
-    over: tuple[Axis, ...] = ()
-    tune: tuple[Axis, ...] = ()
-    seeds: int = 1
-    _configs: dict[tuple[Texts, int], RunConfig] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    def __post_init__(self) -> None:
-        if any(parse_override(text)[0] == ("train", "seed") for text in self.overrides):
-            raise ValueError("train.seed: seeds are counted by --seeds; leave it out")
-        keys = [axis.key for axis in (*self.over, *self.tune)]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)}: more than one axis of this key")
-
-    @cached_property
-    def cells(self) -> list[Texts]:
-        """Overrides of every cell."""
-        return list(product(*(axis.texts() for axis in self.over)))
-
-    @cached_property
-    def tunings(self) -> list[Texts]:
-        """Overrides of everything that is tried in a cell; one empty one without tuning."""
-        return list(product(*(axis.texts() for axis in self.tune)))
-
-    def base(self) -> RunConfig:
-        """Return the configuration that the cells change."""
-        return load_config(self.recipe, self.overrides).config
-
-    def config(self, changes: Texts, seed: int) -> RunConfig:
-        """Return the configuration of a run."""
-        if (changes, seed) not in self._configs:
-            given = (*self.overrides, *changes, f"train.seed={seed}")
-            self._configs[changes, seed] = load_config(self.recipe, given).config
-        return self._configs[changes, seed]
-
-    def check(self) -> None:
-        """Raise ValueError with all that is wrong with the cells, each problem once."""
-        lines: dict[str, None] = {}
-        for cell, tuned in product(self.cells, self.tunings):
-            try:
-                self.config((*cell, *tuned), 0)
-            except ConfigError as error:
-                lines |= dict.fromkeys(str(error).splitlines()[1:])
-        if lines:
-            raise ValueError("\n".join([f"{self.recipe}: the cells have problems", *lines]))
 
 
 def default_folder(grid: Grid) -> Path:
@@ -232,6 +114,13 @@ class _Sweep:
             raise ValueError(
                 f"{self.folder}: holds a sweep of another configuration\n{lines}\n"
                 "Give another --sweep-dir."
+            )
+        tune = _union({}, self.grid.tune)
+        if found.runs and found.tune != tune:
+            raise ValueError(
+                f"{self.folder}: its cells were tuned over {found.tune or 'nothing'}, and this is over "
+                f"{tune or 'nothing'}: every cell gets the same tries. Give the same --tune, or another "
+                "--sweep-dir"
             )
         if not retry:
             return found
@@ -339,7 +228,7 @@ class _Sweep:
             **self.head,
             environment=self.before.environment or _environment(outcomes),
             axes=_union(self.before.axes, grid.over),
-            tune=_union(self.before.tune, grid.tune),
+            tune=_union({}, grid.tune),
             runs=_with_older(runs, self.before.runs, tuned=False),
             trials=_with_older(trials, self.before.trials, tuned=True),
             rows_errors=self.before.rows_errors,
@@ -412,8 +301,8 @@ def _validation(outcome: Outcome) -> float | None:
     """Return the monitored validation value, its sign such that more is better; None of a failure."""
     if "failure" in outcome:
         return None
-    value = outcome["valid"][outcome["monitor"]]
-    return -value if outcome["monitor"] == "logloss" else value
+    monitor = outcome["monitor"]
+    return sign_of(monitor) * outcome["valid"][monitor]
 
 
 def _values(texts: Texts) -> dict[str, Any]:

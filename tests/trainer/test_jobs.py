@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from trainer import jobs
 from trainer.config import RunConfig
 from trainer.jobs import Job, finished, run_jobs
 from trainer.loop import train
+from trainer.rundir import lock
 from trainer.signals import Interrupted
 
 Tiny = Callable[..., RunConfig]
@@ -94,3 +99,45 @@ def test_a_choice_waits_for_what_it_chooses_by(tiny: Tiny, tmp_path: Path) -> No
     assert outcomes[first.folder] == known[first.folder]
     assert not first.folder.exists()
     assert outcomes[second.folder]["seed"] == 1
+
+
+def test_runs_stop_when_the_process_that_started_them_is_gone(
+    raw: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    """What they did is kept: whoever comes next goes on from it."""
+    config = tiny("train.epochs=2000", "train.patience=2000")
+    (tmp_path / "config.json").write_text(json.dumps(config.plain()))
+    code = """if True:
+        import json, sys
+        from pathlib import Path
+        from trainer.config import RunConfig
+        from trainer.jobs import Job, run_jobs
+        folder = Path(sys.argv[1])
+        config = RunConfig.model_validate(json.loads((folder / "config.json").read_text()))
+        run_jobs(lambda _: [Job(config, folder / "run")])
+    """
+    started = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    run = tmp_path / "run"
+    wait_until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
+    started.kill()
+    started.wait()
+    lines = len((run / "metrics.jsonl").read_text().splitlines())
+    wait_until(lambda: unlocked(run))
+    assert lines <= len((run / "metrics.jsonl").read_text().splitlines()) < 2000
+    assert any((run / "checkpoints").glob("step-*"))
+    assert not (run / "summary.json").exists()
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def unlocked(run: Path) -> bool:
+    try:
+        lock(run, "--run-dir").close()
+    except ValueError:
+        return False
+    return True

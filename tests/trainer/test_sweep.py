@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from trainer import sweep as module
 from trainer.datasets import prepared
+from trainer.grid import Axis, Grid, split_values
 from trainer.jobs import Job, Outcome
 from trainer.records import FILE, Records, read_records
 from trainer.rundir import RunDir, lock
 from trainer.summary import sweep_text
-from trainer.sweep import Axis, Grid, default_folder, split_values, sweep
+from trainer.sweep import default_folder, sweep
 
 Plant = Callable[[Job], Outcome]
 
@@ -215,6 +216,19 @@ def test_tuning_looks_at_validation_only_and_gives_every_cell_the_same_tries(
     engine.ran.clear()
     assert sweep(grid("table=full,hash", tune=tune, seeds=3, given=given), tmp_path) == records
     assert not engine.ran
+
+
+def test_cells_that_were_tuned_otherwise_are_not_mixed(
+    engine: Engine, grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    sweep(grid("table=hash", tune=["rows.lr=0.01,0.03"]), tmp_path)
+    engine.ran.clear()
+    for tune in ([], ["rows.lr=0.01,0.1"]):
+        with pytest.raises(ValueError, match="same tries"):
+            sweep(grid("table=full", tune=tune), tmp_path)
+    assert not engine.ran
+    sweep(grid("table=full", tune=["rows.lr=0.01,0.03"]), tmp_path)
+    assert len(engine.ran) == 3
 
 
 def test_a_cell_whose_tuning_fails_is_a_failure(

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 from embtables.compressor import parse_table
 from embtables.registry import Config
 from trainer.advice.facts import Facts
+from trainer.metrics import sign_of
 
 FILE = Path(__file__).with_name("evidence.yaml")
 
@@ -106,7 +107,9 @@ class Study(Config):
             if len(cells) > 1 and _decades(level, facts.ratio) <= _decades(NEAR, 1) + 1e-9
         ]
         found = levels[min(near)[1]] if near else []
-        return tuple(sorted(found, key=lambda cell: (-self._sign * cell.judged[0], cell.table)))
+        return tuple(
+            sorted(found, key=lambda cell: (-sign_of(self.metric) * cell.judged[0], cell.table))
+        )
 
     def weight(self, facts: Facts) -> float:
         """Return how much it says about a data set and a budget: 0 for nothing."""
@@ -132,11 +135,7 @@ class Study(Config):
         (a, error_a), (b, error_b) = one.judged, other.judged
         if abs(a - b) <= max(self.noise, 2 * math.sqrt(error_a + error_b)):
             return 0.5
-        return float(self._sign * (a - b) > 0)
-
-    @property
-    def _sign(self) -> int:
-        return -1 if self.metric == "logloss" else 1
+        return float(sign_of(self.metric) * (a - b) > 0)
 
 
 class Range(Config):

@@ -45,7 +45,8 @@ def sweep(
         embtables sweep frappe_x1/deepfm data.root=DIR --over table=hash,dnis(form=element) --jobs 2
         embtables sweep synthetic/autoint --over table=hash,qr ratio=0.1 --tune rows.lr=1e-3,3e-3
     """
-    from trainer.sweep import Axis, Grid, default_folder
+    from trainer.grid import Axis, Grid
+    from trainer.sweep import default_folder
     from trainer.sweep import sweep as run
 
     grid = Grid(

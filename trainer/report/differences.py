@@ -18,8 +18,9 @@ from typing import Literal
 import numpy as np
 
 from trainer.evaluation import truth_of
+from trainer.metrics import sign_of
 from trainer.records import RowsError
-from trainer.report.sections import METRICS, Cell, Section
+from trainer.report.sections import Cell, Section
 from trainer.runs import FinishedRun
 from trainer.significance import Difference, Statistic, holm, paired, statistics_of
 
@@ -55,7 +56,7 @@ class Compared:
             return "not judged"
         if self.p >= LEVEL:
             return "not told apart"
-        return "better" if self.difference.value * METRICS[self.metric].sign > 0 else "worse"
+        return "better" if self.difference.value * sign_of(self.metric) > 0 else "worse"
 
 
 class Differences:
@@ -91,7 +92,7 @@ class Differences:
 
     def alike(self, metric: str, cells: Sequence[Cell]) -> tuple[Cell | None, list[Cell]]:
         """Return the best of some cells, and the others whose 95 % interval of it holds zero."""
-        sign = METRICS[metric].sign
+        sign = sign_of(metric)
         means = {cell: mean for cell in cells if (mean := cell.mean("test", metric)) is not None}
         if not means:
             return None, []

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from trainer.metrics import sign_of
 from trainer.report.sections import METRICS, Cell, Section
 from trainer.report.texts import round_bytes_text
 
@@ -82,7 +83,7 @@ def quality_plots(section: Section, name: str) -> list[Plot]:
     """Return one figure for each metric of a section, called by its name and the metric."""
     found = []
     for metric in section.metrics:
-        title = f"{METRICS[metric].title} against bytes: {section.records.name}"
+        title = f"{METRICS[metric]} against bytes: {section.records.name}"
         with mpl.rc_context(STYLE):
             found.append(Plot(f"{name}-{metric}", title, _quality(section, metric)))
     return found
@@ -106,16 +107,16 @@ def _quality(section: Section, metric: str) -> Figure:
             size for size, value in zip(sizes, values, strict=True) if _beyond(value, edge, metric)
         ]
         if outside and edge is not None:
-            mark = "v" if METRICS[metric].sign > 0 else "^"
+            mark = "v" if sign_of(metric) > 0 else "^"
             axes.plot(
                 outside, [edge] * len(outside), mark, color=style["color"], clip_on=False, zorder=4
             )
     _draw_front(axes, section, metric)
     _draw_limits(axes, section, metric)
     if edge is not None:
-        axes.set_ylim(*((edge, None) if METRICS[metric].sign > 0 else (None, edge)))
+        axes.set_ylim(*((edge, None) if sign_of(metric) > 0 else (None, edge)))
     _bytes_axis(axes)
-    axes.set_ylabel(f"test {METRICS[metric].title}")
+    axes.set_ylabel(f"test {METRICS[metric]}")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     return figure
@@ -172,14 +173,14 @@ def _points(cells: Sequence[Cell], metric: str) -> list[tuple[float, float, floa
 
 def _edge(values: Sequence[float], metric: str) -> float | None:
     """Return where the axis ends on the worse side, None where all values are near each other."""
-    sign = METRICS[metric].sign
+    sign = sign_of(metric)
     losses = sorted(-sign * value for value in values)
     limit = losses[0] + FOCUS * (statistics.median(losses) - losses[0])
     return -sign * limit if losses[-1] > limit > losses[0] else None
 
 
 def _beyond(value: float, edge: float | None, metric: str) -> bool:
-    return edge is not None and (value - edge) * METRICS[metric].sign < 0
+    return edge is not None and (value - edge) * sign_of(metric) < 0
 
 
 def _draw_front(axes: Axes, section: Section, metric: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from data.store import Store
 from trainer import fields
+from trainer.metrics import sign_of
 from trainer.overrides import leaves
 from trainer.records import FILE, Record, Records, read_records
 from trainer.report.texts import bytes_text
@@ -23,21 +24,14 @@ SIZES = ("ratio", "budget")
 """Keys that say how large the tables are."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is called, and which way is better."""
-
-    title: str
-    sign: int
-
-
 METRICS = {
-    "auc": Metric("AUC", 1),
-    "logloss": Metric("logloss", -1),
-    "gauc": Metric("GAUC", 1),
-    "recall": Metric("recall@k", 1),
-    "ndcg": Metric("NDCG@k", 1),
+    "auc": "AUC",
+    "logloss": "logloss",
+    "gauc": "GAUC",
+    "recall": "recall@k",
+    "ndcg": "NDCG@k",
 }
+"""Metric -> its title."""
 
 
 @dataclass(eq=False)
@@ -188,7 +182,7 @@ class Section:
 
     def front(self, metric: str) -> list[Cell]:
         """Return the Pareto front by rising bytes: cells better than all that are no larger."""
-        sign, best, found = METRICS[metric].sign, -math.inf, []
+        sign, best, found = sign_of(metric), -math.inf, []
         points = [
             (cell.bytes, -sign * value, cell)
             for cell in self.done

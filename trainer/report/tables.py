@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from embtables.compressor import parse_table
+from trainer.metrics import sign_of
 from trainer.report.differences import Compared, Differences
 from trainer.report.markup import Column, class_of, heading, line, table
 from trainer.report.sections import METRICS, Cell, Section
@@ -47,7 +48,7 @@ def _cell_columns(section: Section, unit: int) -> list[Column]:
     size = f" [{UNITS[unit]}]"
     return [
         Column("table", text=True),
-        *(Column(METRICS[m].title, "mean ± standard deviation over seeds") for m in section.metrics),
+        *(Column(METRICS[m], "mean ± standard deviation over seeds") for m in section.metrics),
         Column("seeds"),
         Column(f"file{size}", "tensors of the packed tables"),
         Column("of full", "file over one float32 row for every id"),
@@ -69,7 +70,7 @@ def _by_size(section: Section) -> dict[str, list[Cell]]:
 
     def place(cell: Cell) -> float:
         mean = cell.mean("test", metric)
-        return math.inf if mean is None else -METRICS[metric].sign * mean
+        return math.inf if mean is None else -sign_of(metric) * mean
 
     def largest(cells: Sequence[Cell]) -> float:
         return max((cell.bytes for cell in cells if cell.runs), default=0)
@@ -162,9 +163,7 @@ def differences_table(section: Section, differences: Differences) -> str:
         for baseline, title in (("full", "the full table"), ("narrow", "the narrow full table")):
             some = [c for c in differences.compared if (c.metric, c.baseline) == (metric, baseline)]
             if some:
-                lines.append(
-                    heading(f"{METRICS[metric].title}, minus that of {title}", len(columns))
-                )
+                lines.append(heading(f"{METRICS[metric]}, minus that of {title}", len(columns)))
                 lines += map(_difference_line, some)
     return table(f"Differences: {section.records.name}", columns, lines)
 

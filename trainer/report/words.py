@@ -52,7 +52,7 @@ def _against(title: str, metric: str, some: Sequence[Compared]) -> str:
                 text = f"<details><summary>{head}</summary>{named}</details>"
             verdicts.append(f"<li>{text}</li>")
     return (
-        f"<p>Test {METRICS[metric].title} against <b>{title}</b>, {_count(len(some), 'cell')}:</p>"
+        f"<p>Test {METRICS[metric]} against <b>{title}</b>, {_count(len(some), 'cell')}:</p>"
         f"<ul>{''.join(verdicts)}</ul>"
     )
 
@@ -83,7 +83,7 @@ def _how(section: Section, differences: Differences) -> str:
     ]
     known = sum(one.difference.rows_error is not None for one in differences.compared)
     if known:
-        ways = ", ".join(f"{METRICS[m].title} by {HOW[m]}" for m in section.metrics if m in HOW)
+        ways = ", ".join(f"{METRICS[m]} by {HOW[m]}" for m in section.metrics if m in HOW)
         rows = f"{section.done[0].mean('test', 'rows'):,.0f} test rows"
         drawn = ", drawn in the groups of GAUC" if "gauc" in section.metrics else ""
         some = "" if known == len(differences.compared) else f" (in {known} comparisons)"
@@ -110,4 +110,4 @@ def front_words(section: Section) -> str:
         f"<code>{escape(cell.method)}</code> {bytes_text(cell.bytes)}, {cell.mean('test', metric):.4f}"
         for cell in section.front(metric)
     ]
-    return f"<p>Pareto front of {METRICS[metric].title}: {'; '.join(cells)}.</p>"
+    return f"<p>Pareto front of {METRICS[metric]}: {'; '.join(cells)}.</p>"
