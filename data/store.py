@@ -91,6 +91,11 @@ class Store:
             if table.vocabulary == "closed"
         }
 
+    @cached_property
+    def content(self) -> str:
+        """Name of what is in it, see `content_of`."""
+        return content_of(self.path)
+
     def keys(self, table: str) -> np.ndarray:
         """Return [rows] int64, the raw key of each id of a closed table (that of id 0 is void)."""
         return np.load(self.path / "vocab" / f"{table}.keys.npy")
@@ -124,6 +129,18 @@ class Store:
             ValueError: a file is missing or has changed; the message names it.
         """
         verify_checksums(self.path, f"Delete {self.path} and prepare it again")
+
+
+def content_of(folder: Path) -> str:
+    """Return a name for what is in a store, such as ``frappe_x1-9770f97b3f7759d1``.
+
+    It is the same on every machine; the folder's own name tells raw files apart by their times, without
+    reading them.
+    """
+    sums = json.loads((folder / "checksums.json").read_text())
+    del sums["stats.json"]  # bad rows are told with the paths of their files
+    digest = xxhash.xxh64_hexdigest(json.dumps(sums, sort_keys=True).encode())
+    return f"{folder.name.rpartition('-')[0]}-{digest}"
 
 
 def verify_checksums(folder: Path, advice: str) -> None:

@@ -34,10 +34,10 @@ def check_same_data(trained_on: str, store: Store) -> None:
 
     Ids are places in a dictionary: of other data they would mean other rows.
     """
-    if store.path.name != trained_on:
+    if store.content != trained_on:
         raise ValueError(
             f"the run was trained on {trained_on}, and the raw files or options now give "
-            f"{store.path.name}: bring back the files of then, or train again with --fresh"
+            f"{store.content}: bring back the files of then, or train again with --fresh"
         )
 
 

@@ -570,7 +570,7 @@ class Trainer:
             "epochs_trained": sum(stage["epochs"] for stage in state.past),
             "stages": state.past,
             "seed": self.options.seed,
-            "data": self.store.path.name,
+            "data": self.store.content,
             "model": self.config.model.kind,
             "table": str(self.config.table),
             "budget": self.config.budget,
@@ -615,7 +615,7 @@ class Trainer:
         values = {
             "state": asdict(self.state),
             "seconds": self.seconds,
-            "data": self.store.path.name,
+            "data": self.store.content,
         }
         self.checkpoints.save(self.state.step, tensors, values, self.state.best_checkpoint)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.encoder import DESCRIPTION, Encoder
 from data.prepare import open_source
-from data.store import Store, write_checksums
+from data.store import Store, content_of, write_checksums
 from trainer.config import RunConfig
 from trainer.datasets import check_same_data, open_store
 from trainer.evaluation import measure_trained, scores_of
@@ -67,8 +67,9 @@ class FinishedRun:
 
     def prepared_store(self) -> Store | None:
         """Return the data of the run if they lie where they were prepared."""
-        folder = self.config.data.store / self.summary["data"]
-        return Store.open(folder) if folder.is_dir() else None
+        folders = self.config.data.store.glob(f"{self.config.data.kind}-*/")
+        same = (folder for folder in folders if content_of(folder) == self.summary["data"])
+        return next(map(Store.open, same), None)
 
     def scores(self, store: Store, split: str) -> np.ndarray:
         """Return the logits [rows] float32 of the packed model on the rows it was measured on.

@@ -95,7 +95,7 @@ class _Sweep:
         }
         sources = {config.data: config.data for config in self._configs()}
         stores = [Store.open(prepared(source)) for source in sources]
-        self.data = dict(zip(sources, (store.path.name for store in stores), strict=True))
+        self.data = dict(zip(sources, (store.content for store in stores), strict=True))
         if len(stores) == 1 and "bayes" in stores[0].stats:
             self.head["bayes"] = stores[0].stats["bayes"]
 

@@ -250,6 +250,17 @@ def test_same_input_is_not_prepared_again(tmp_path):
     assert prepare(criteo(tmp_path)) != first
 
 
+def test_content_is_named_alike_wherever_and_whenever_the_files_lie(tmp_path):
+    def store(folder: str, rows: int) -> Store:
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "train.txt", random_rows(20)[:rows])
+        return prepared(tmp_path / folder)
+
+    here, there, other = store("here", 20), store("there", 20), store("other", 19)
+    assert here.path.name != there.path.name
+    assert here.content == there.content != other.content
+
+
 def test_interrupted_run_leaves_nothing(tmp_path):
     write(tmp_path / "train.txt", random_rows(20))
     source = criteo(tmp_path)

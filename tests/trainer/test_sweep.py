@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.store import content_of
 from trainer import sweep as module
 from trainer.datasets import prepared
 from trainer.grid import Axis, Grid, split_values
@@ -33,7 +34,7 @@ def outcome(job: Job, **values: float) -> Outcome:
         "bytes": {"file": 10, "uncompressed": 100},
         "rows_per_second": 5.0,
         "table": str(job.config.table),
-        "data": prepared(job.config.data).name,
+        "data": content_of(prepared(job.config.data)),
     }
 
 
