@@ -3,8 +3,8 @@
     out = softmax(Q K^T * scale) V     for each row and head
 
 General attention kernels are made for long sequences; a row has ten to forty fields, and their time
-goes into transposing and into calls on matrices of 10 x 32. These kernels take sixteen rows at a time,
-one in each lane of a vector register, so that every product, maximum and exponential is a vector
+goes into transposing and into calls on matrices of 10 x 32. These kernels take as many rows at a time as
+a vector register has lanes, one in each, so that every product, maximum and exponential is a vector
 operation without a single reduction across lanes.
 
 Shape letters: B rows of a batch, F fields, H heads, A attention width of all heads, a = A / H,
@@ -22,9 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embtables import parallel
-
-LANES = 64
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
+from embtables.simd import LANES, exp, fill, load, maximum, store, transpose
 
 
 class FieldAttention(torch.autograd.Function):
@@ -34,7 +32,8 @@ class FieldAttention(torch.autograd.Function):
     def forward(ctx: Any, projected: Tensor, heads: int, scale: float) -> Tensor:
         """Return [B, F, A] from [B, F, 3 A]."""
         batch, fields, width = projected.shape
-        weights = projected.new_empty(-(-batch // LANES), heads, fields, fields, LANES)
+        kept = -(-batch // LANES) if ctx.needs_input_grad[0] else parallel.thread_count()
+        weights = projected.new_empty(kept, heads, fields, fields, LANES)
         out = projected.new_empty(batch, fields, width // 3)
         parallel.call(_forward, projected, np.float32(scale), weights, out)
         ctx.save_for_backward(projected, weights)
@@ -58,177 +57,143 @@ def attend(projected: Tensor, heads: int, scale: float) -> Tensor:
     return FieldAttention.apply(projected.float(), heads, scale)  # pyright: ignore[reportReturnType]
 
 
-@njit(inline="always", fastmath=_FAST)
-def _exp(x):
-    """Return e^x for x <= 0 to float32 precision, in a form that vectorises (Cephes' polynomial)."""
-    x = max(x, np.float32(-87.0))
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1)
-    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@njit(inline="always")
+@njit
 def _pack(source, block, start, out):
-    """Copy columns start .. start + a of sixteen rows to out [F, a, L]; past the end, the last row."""
-    lanes = out.shape[2]
-    for lane in range(lanes):
-        b = min(block * lanes + lane, source.shape[0] - 1)
-        for i in range(out.shape[0]):
-            for c in range(out.shape[1]):
+    """Copy columns start .. start + a of a block's rows to out [F, a, L]; past the end, the last row."""
+    fields, a, lanes = out.shape
+    row = source.shape[1] * source.shape[2]
+    whole = a - a % lanes if (block + 1) * lanes <= source.shape[0] else 0
+    for i in range(fields):
+        place = block * lanes * row + i * source.shape[2] + start
+        for c in range(0, whole, lanes):
+            transpose(source, place + c, row, out, (i * a + c) * lanes, lanes)
+        for c in range(whole, a):
+            for lane in range(lanes):
+                b = min(block * lanes + lane, source.shape[0] - 1)
                 out[i, c, lane] = source[b, i, start + c]
 
 
-@njit(inline="always")
+@njit
 def _unpack(packed, block, start, out):
-    """Copy [F, a, L] to columns start .. start + a of sixteen rows."""
-    lanes = packed.shape[2]
-    for lane in range(min(lanes, out.shape[0] - block * lanes)):
-        b = block * lanes + lane
-        for i in range(packed.shape[0]):
-            for c in range(packed.shape[1]):
-                out[b, i, start + c] = packed[i, c, lane]
-
-
-@njit(inline="always", fastmath=_FAST)
-def _products(x, y, out):
-    """out[i, j] = sum_c x[i, c] * y[j, c], lane by lane."""
-    lanes = x.shape[2]
-    for i in range(x.shape[0]):
-        for j in range(y.shape[0]):
-            for lane in range(lanes):
-                out[i, j, lane] = 0
-        for c in range(x.shape[1]):
-            for j in range(y.shape[0]):
-                for lane in range(lanes):
-                    out[i, j, lane] += x[i, c, lane] * y[j, c, lane]
-
-
-@njit(inline="always", fastmath=_FAST)
-def _mix(p, x, out):
-    """out[i, c] = sum_j p[i, j] * x[j, c], lane by lane."""
-    lanes = x.shape[2]
-    for i in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            for lane in range(lanes):
-                out[i, c, lane] = 0
-        for j in range(x.shape[0]):
-            for c in range(out.shape[1]):
-                for lane in range(lanes):
-                    out[i, c, lane] += p[i, j, lane] * x[j, c, lane]
-
-
-@njit(inline="always", fastmath=_FAST)
-def _mix_transposed(p, x, out):
-    """out[j, c] = sum_i p[i, j] * x[i, c], lane by lane."""
-    lanes = x.shape[2]
-    for j in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            for lane in range(lanes):
-                out[j, c, lane] = 0
-        for i in range(x.shape[0]):
-            for c in range(out.shape[1]):
-                for lane in range(lanes):
-                    out[j, c, lane] += p[i, j, lane] * x[i, c, lane]
-
-
-@njit(inline="always", fastmath=_FAST)
-def _softmax(scores, scale, largest, total):
-    """Replace scores [F, F, L] by their softmax over the second dimension."""
-    lanes = scores.shape[2]
-    fields = scores.shape[0]
+    """Copy [F, a, L] to columns start .. start + a of the rows of a block."""
+    fields, a, lanes = packed.shape
+    row = out.shape[1] * out.shape[2]
+    whole = a - a % lanes if (block + 1) * lanes <= out.shape[0] else 0
     for i in range(fields):
-        for lane in range(lanes):
-            largest[lane] = scores[i, 0, lane]
-            total[lane] = 0
-        for j in range(1, fields):
-            for lane in range(lanes):
-                largest[lane] = max(largest[lane], scores[i, j, lane])
-        for j in range(fields):
-            for lane in range(lanes):
-                scores[i, j, lane] = _exp(scale * (scores[i, j, lane] - largest[lane]))
-                total[lane] += scores[i, j, lane]
-        for lane in range(lanes):
-            total[lane] = np.float32(1) / total[lane]
-        for j in range(fields):
-            for lane in range(lanes):
-                scores[i, j, lane] *= total[lane]
+        place = block * lanes * row + i * out.shape[2] + start
+        for c in range(0, whole, lanes):
+            transpose(packed, (i * a + c) * lanes, lanes, out, place + c, row)
+        for c in range(whole, a):
+            for lane in range(min(lanes, out.shape[0] - block * lanes)):
+                out[block * lanes + lane, i, start + c] = packed[i, c, lane]
 
 
-@njit(inline="always", fastmath=_FAST)
-def _softmax_backward(p, ds, scale, mean):
+@njit
+def _multiply(x, at, x_row, x_term, y, y_column, y_term, out, into, rows, columns, terms):
+    """out[r, s] = sum_t x[r, t] * y[s, t] in each lane, in tiles of 2 x 4 that stay in registers.
+
+    Strides are in vectors; `at` and `into` say where x and out begin. Where rows or columns end within
+    a tile, the last one is computed again.
+    """
+    for r in range(0, rows, 2):
+        r1 = min(r + 1, rows - 1)
+        x0, x1 = at + r * x_row * LANES, at + r1 * x_row * LANES
+        for s in range(0, columns, 4):
+            s1, s2, s3 = min(s + 1, columns - 1), min(s + 2, columns - 1), min(s + 3, columns - 1)
+            y0, y1 = s * y_column * LANES, s1 * y_column * LANES
+            y2, y3 = s2 * y_column * LANES, s3 * y_column * LANES
+            z00 = z01 = z02 = z03 = z10 = z11 = z12 = z13 = fill(np.float32(0))
+            for t in range(terms):
+                u, v = t * x_term * LANES, t * y_term * LANES
+                a0, a1 = load(x, x0 + u), load(x, x1 + u)
+                b0, b1, b2, b3 = load(y, y0 + v), load(y, y1 + v), load(y, y2 + v), load(y, y3 + v)
+                z00, z01, z02, z03 = z00 + a0 * b0, z01 + a0 * b1, z02 + a0 * b2, z03 + a0 * b3
+                z10, z11, z12, z13 = z10 + a1 * b0, z11 + a1 * b1, z12 + a1 * b2, z13 + a1 * b3
+            z0, z1 = into + r * columns * LANES, into + r1 * columns * LANES
+            store(out, z0 + s * LANES, z00)
+            store(out, z0 + s1 * LANES, z01)
+            store(out, z0 + s2 * LANES, z02)
+            store(out, z0 + s3 * LANES, z03)
+            store(out, z1 + s * LANES, z10)
+            store(out, z1 + s1 * LANES, z11)
+            store(out, z1 + s2 * LANES, z12)
+            store(out, z1 + s3 * LANES, z13)
+
+
+@njit
+def _softmax(p, at, fields, scale):
+    """Replace scores [F, F, L] from a place on by the softmax of scale * scores over the second F."""
+    for i in range(fields):
+        begin = at + i * fields * LANES
+        end = begin + fields * LANES
+        largest = load(p, begin)
+        for place in range(begin + LANES, end, LANES):
+            largest = maximum(largest, load(p, place))
+        total = fill(np.float32(0))
+        for place in range(begin, end, LANES):
+            term = exp(fill(scale) * (load(p, place) - largest))
+            total = total + term
+            store(p, place, term)
+        share = fill(np.float32(1)) / total
+        for place in range(begin, end, LANES):
+            store(p, place, share * load(p, place))
+
+
+@njit
+def _softmax_backward(p, at, ds, fields, scale):
     """Replace dP in `ds` by scale * P * (dP - sum_j P dP)."""
-    lanes = p.shape[2]
-    fields = p.shape[0]
     for i in range(fields):
-        for lane in range(lanes):
-            mean[lane] = 0
-        for j in range(fields):
-            for lane in range(lanes):
-                mean[lane] += p[i, j, lane] * ds[i, j, lane]
-        for j in range(fields):
-            for lane in range(lanes):
-                ds[i, j, lane] = scale * p[i, j, lane] * (ds[i, j, lane] - mean[lane])
+        begin, end = i * fields * LANES, (i + 1) * fields * LANES
+        mean = fill(np.float32(0))
+        for place in range(begin, end, LANES):
+            mean = mean + load(p, at + place) * load(ds, place)
+        for place in range(begin, end, LANES):
+            change = load(p, at + place) * (load(ds, place) - mean)
+            store(ds, place, fill(scale) * change)
 
 
-@njit(parallel=True, cache=True, fastmath=_FAST)
+@njit(parallel=True, cache=True)
 def _forward(projected, scale, weights, out, threads):
-    blocks, heads, fields, _, lanes = weights.shape
-    width = out.shape[2]
-    a = width // heads
-    for t in prange(threads):
+    kept, heads, fields, _, lanes = weights.shape
+    a = out.shape[2] // heads
+    blocks = -(-out.shape[0] // lanes)
+    for thread in prange(threads):
         q = np.empty((fields, a, lanes), np.float32)
         k, v, mixed = np.empty_like(q), np.empty_like(q), np.empty_like(q)
-        scores = np.empty((fields, fields, lanes), np.float32)
-        largest, total = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
-        for block in range(blocks * t // threads, blocks * (t + 1) // threads):
+        for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
             for h in range(heads):
                 _pack(projected, block, h * a, q)
-                _pack(projected, block, width + h * a, k)
-                _pack(projected, block, 2 * width + h * a, v)
-                _products(q, k, scores)
-                _softmax(scores, scale, largest, total)
-                _mix(scores, v, mixed)
+                _pack(projected, block, (heads + h) * a, k)
+                _pack(projected, block, (2 * heads + h) * a, v)
+                p = ((block if kept == blocks else thread) * heads + h) * fields * fields * lanes
+                _multiply(q, 0, a, 1, k, a, 1, weights, p, fields, fields, a)
+                _softmax(weights, p, fields, scale)
+                _multiply(weights, p, fields, 1, v, 1, a, mixed, 0, fields, a, fields)
                 _unpack(mixed, block, h * a, out)
-                for i in range(fields):
-                    for j in range(fields):
-                        for lane in range(lanes):
-                            weights[block, h, i, j, lane] = scores[i, j, lane]
 
 
-@njit(parallel=True, cache=True, fastmath=_FAST)
+@njit(parallel=True, cache=True)
 def _backward(projected, weights, grads, scale, out, threads):
     """With G the gradient: dV = P^T G, dS = softmax'(G V^T), dQ = dS K, dK = dS^T Q."""
     blocks, heads, fields, _, lanes = weights.shape
-    width = grads.shape[2]
-    a = width // heads
-    for t in prange(threads):
+    a = grads.shape[2] // heads
+    for thread in prange(threads):
         x = np.empty((fields, a, lanes), np.float32)
         g, found = np.empty_like(x), np.empty_like(x)
-        p = np.empty((fields, fields, lanes), np.float32)
-        ds, mean = np.empty_like(p), np.empty(lanes, np.float32)
-        for block in range(blocks * t // threads, blocks * (t + 1) // threads):
+        ds = np.empty((fields, fields, lanes), np.float32)
+        for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
             for h in range(heads):
-                q, k, v = h * a, width + h * a, 2 * width + h * a
-                for i in range(fields):
-                    for j in range(fields):
-                        for lane in range(lanes):
-                            p[i, j, lane] = weights[block, h, i, j, lane]
+                q, k, v = h * a, (heads + h) * a, (2 * heads + h) * a
+                p = (block * heads + h) * fields * fields * lanes
                 _pack(grads, block, q, g)
-                _mix_transposed(p, g, found)
+                _multiply(weights, p, 1, fields, g, 1, a, found, 0, fields, a, fields)
                 _unpack(found, block, v, out)
                 _pack(projected, block, v, x)
-                _products(g, x, ds)
-                _softmax_backward(p, ds, scale, mean)
+                _multiply(g, 0, a, 1, x, a, 1, ds, 0, fields, fields, a)
+                _softmax_backward(weights, p, ds, fields, scale)
                 _pack(projected, block, k, x)
-                _mix(ds, x, found)
+                _multiply(ds, 0, fields, 1, x, 1, a, found, 0, fields, a, fields)
                 _unpack(found, block, q, out)
                 _pack(projected, block, q, x)
-                _mix_transposed(ds, x, found)
+                _multiply(ds, 0, 1, fields, x, 1, a, found, 0, fields, a, fields)
                 _unpack(found, block, k, out)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from embtables.features import Feature
 from models.base import CTRModel, Inputs, ModelConfig, models
 from models.layers import (
-    Dropout,
+    DropoutRate,
     FieldVectors,
     FirstOrder,
     Logit,
@@ -47,7 +47,7 @@ class AttentionConfig(ModelConfig):
         "published runs",
     )
     wide: bool = Field(False, description="add first-order weights")
-    dropout: Dropout = Field(0.0, description="on the attention weights")
+    dropout: DropoutRate = Field(0.0, description="on the attention weights")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> AttentionConfig:

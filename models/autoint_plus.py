@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.autoint import AttentionConfig, AutoInt
 from models.base import Inputs, models
-from models.layers import MLP, Activation, Dropout, Widths
+from models.layers import MLP, Activation, DropoutRate, Widths
 
 
 class AutoIntPlusConfig(AttentionConfig):
@@ -24,7 +24,7 @@ class AutoIntPlusConfig(AttentionConfig):
     hidden: Widths = Field((400, 400, 400), min_length=1, description="hidden layers of the MLP")
     activation: Activation = "relu"
     batch_norm: bool = Field(False, description="BatchNorm in every hidden layer")
-    dropout: Dropout = Field(0.0, description="on attention weights and after hidden layers")
+    dropout: DropoutRate = Field(0.0, description="on attention weights and after hidden layers")
 
 
 @models.register("autoint_plus")

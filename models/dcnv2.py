@@ -18,7 +18,7 @@ from models.base import CTRModel, Inputs, ModelConfig, models
 from models.layers import (
     MLP,
     Activation,
-    Dropout,
+    DropoutRate,
     Logit,
     NumericVectors,
     Width,
@@ -45,7 +45,7 @@ class DCNv2Config(ModelConfig):
     hidden: Widths = Field((400, 400, 400), description="hidden layers of the MLP")
     activation: Activation = "relu"
     batch_norm: bool = Field(False, description="BatchNorm in every hidden layer")
-    dropout: Dropout = Field(0.0, description="after every hidden layer")
+    dropout: DropoutRate = Field(0.0, description="after every hidden layer")
     numeric: Literal["vector", "value"] = Field(
         "vector", description="x_0 holds value x learned vector (BARS) or the value (paper)"
     )

@@ -19,7 +19,7 @@ from models.fm import pair_sum
 from models.layers import (
     MLP,
     Activation,
-    Dropout,
+    DropoutRate,
     FieldVectors,
     FirstOrder,
     Widths,
@@ -38,7 +38,7 @@ class DeepFMConfig(ModelConfig):
     hidden: Widths = Field((400, 400, 400), description="hidden layers of the MLP")
     activation: Activation = "relu"
     batch_norm: bool = Field(False, description="BatchNorm in every hidden layer")
-    dropout: Dropout = Field(0.0, description="after every hidden layer")
+    dropout: DropoutRate = Field(0.0, description="after every hidden layer")
 
 
 @models.register("deepfm")

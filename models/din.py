@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from embtables.features import Feature
 from models.base import CTRModel, InputField, Inputs, ModelConfig, models
-from models.layers import MLP, Activation, Dropout, Widths, field_names, flatten, main_features
+from models.layers import MLP, Activation, DropoutRate, Widths, field_names, flatten, main_features
 
 if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
@@ -38,11 +38,11 @@ class DINConfig(ModelConfig):
     softmax: bool = Field(False, description="normalise the attention weights of a history")
     attention_hidden: Widths = Field((64, 32), description="hidden layers of the attention MLP")
     attention_activation: Activation = "dice"
-    attention_dropout: Dropout = 0.0
+    attention_dropout: DropoutRate = 0.0
     hidden: Widths = Field((256, 128), description="hidden layers of the head")
     activation: Activation = "dice"
     batch_norm: bool = Field(False, description="BatchNorm in every hidden layer of the head")
-    dropout: Dropout = Field(0.0, description="after every hidden layer of the head")
+    dropout: DropoutRate = Field(0.0, description="after every hidden layer of the head")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from models.layers import (
     ACTIVATIONS,
     MLP,
     Activation,
-    Dropout,
+    DropoutRate,
     Widths,
     common_width,
     field_names,
@@ -43,8 +43,10 @@ class DLRMConfig(ModelConfig):
     interaction: Literal["dot", "cat"] = Field("dot", description="cat: concatenate, no products")
     activation: Activation = "relu"
     batch_norm: bool = Field(False, description="BatchNorm in every hidden layer, bottom and top")
-    dropout: Dropout = Field(0.0, description="after every hidden layer of the top MLP")
-    bottom_dropout: Dropout = Field(0.0, description="after every hidden layer of the bottom MLP")
+    dropout: DropoutRate = Field(0.0, description="after every hidden layer of the top MLP")
+    bottom_dropout: DropoutRate = Field(
+        0.0, description="after every hidden layer of the bottom MLP"
+    )
 
 
 class PairDots(nn.Module):

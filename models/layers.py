@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torchrec.sparse.jagged_tensor import KeyedTensor
 
 Activation = Literal["relu", "prelu", "dice"]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
+DropoutRate = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1)]
 Widths = tuple[Width, ...]
 
@@ -248,6 +248,18 @@ class Logit(nn.Linear):
             return super().forward(input.to(self.weight.dtype)).squeeze(1)
 
 
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout`; on CPUs a mask is a hash of places and of one draw of torch's generator."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input with each number zero with probability p, the others divided by 1 - p."""
+        if not self.training or input.device.type != "cpu":
+            return super().forward(input)
+        from models.dropout import masked
+
+        return masked(input, int(torch.randint(2**32, ())), self.p)
+
+
 class MLP(nn.Sequential):
     """Hidden blocks Linear -> BatchNorm -> activation -> Dropout, then a Logit: [B, C] -> [B].
 
@@ -280,7 +292,7 @@ class MLP(nn.Sequential):
                 self.append(BatchNorm(channels))
             self.append(ACTIVATIONS[activation](channels))
             if dropout:
-                self.append(nn.Dropout(dropout))
+                self.append(Dropout(dropout))
             inputs = channels
         if logit:
             self.append(Logit(inputs))

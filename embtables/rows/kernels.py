@@ -214,14 +214,14 @@ def _save_any(values, scale, row, new, key):
     if values.dtype == types.int16:
 
         def save(values, scale, row, new, key):
-            start = _mix32(np.uint32(row) ^ key)
+            start = mix32(np.uint32(row) ^ key)
             for j in range(new.shape[1]):
-                values[row, j] = _float_to_half(new[0, j], _mix32(start + np.uint32(j)))
+                values[row, j] = _float_to_half(new[0, j], mix32(start + np.uint32(j)))
 
     else:
 
         def save(values, scale, row, new, key):
-            start = _mix32(np.uint32(row) ^ key)
+            start = mix32(np.uint32(row) ^ key)
             largest = np.float32(0)
             for j in range(new.shape[1]):
                 largest = max(largest, abs(new[0, j]))
@@ -229,7 +229,7 @@ def _save_any(values, scale, row, new, key):
             scale[row, 0] = step
             inverse = np.float32(1) / max(step, np.float32(1.1754944e-38))
             for j in range(new.shape[1]):
-                unit = np.float32(_mix32(start + np.uint32(j)) >> 8) * np.float32(2.0**-24)
+                unit = np.float32(mix32(start + np.uint32(j)) >> 8) * np.float32(2.0**-24)
                 scaled = np.floor(new[0, j] * inverse + unit)
                 values[row, j] = np.int8(min(max(scaled, np.float32(-127)), np.float32(127)))
 
@@ -237,7 +237,7 @@ def _save_any(values, scale, row, new, key):
 
 
 @njit
-def _mix32(x):
+def mix32(x):
     """Return 32 well-mixed bits (Wellons' lowbias32)."""
     x = np.uint32(x)
     x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))

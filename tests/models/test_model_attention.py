@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -22,13 +24,14 @@ def _reference(projected: Tensor, heads: int, scale: float) -> Tensor:
     batch=st.integers(1, 150),
     fields=st.integers(1, 12),
     heads=st.integers(1, 3),
-    width=st.integers(1, 9),
+    width=st.integers(1, 35),
     scale=st.floats(0.1, 2.0),
     spread=st.sampled_from([0.1, 1.0, 3.0]),
 )
 def test_agrees_with_torch(
     batch: int, fields: int, heads: int, width: int, scale: float, spread: float
 ) -> None:
+    scale /= math.sqrt(width)
     generator = torch.Generator().manual_seed(batch)
     projected = spread * torch.randn(batch, fields, 3 * heads * width, generator=generator)
     gradient = torch.randn(batch, fields, heads * width, generator=generator)
@@ -41,6 +44,14 @@ def test_agrees_with_torch(
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5 * spread)
     largest = float(exact.grad.abs().max())
     torch.testing.assert_close(mine.grad, exact.grad.float(), rtol=1e-5, atol=2e-5 * largest + 1e-5)
+
+
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_what_is_not_a_number_stays_so(part: str) -> None:
+    projected = torch.randn(3, 4, 6)
+    projected[1, 2, 2 * ["query", "key", "value"].index(part)] = math.nan
+    found = attend(projected, 1, 1.0).isnan().any(2).any(1)
+    assert found.tolist() == [False, True, False]
 
 
 def test_threads_change_nothing() -> None:
