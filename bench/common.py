@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +24,7 @@ import torch
 
 from trainer.config import load_config
 from trainer.jobs import Job, Outcome, failed, finished, outcome_text, run_jobs
-from trainer.records import over_seeds, spread_text, without_command
+from trainer.records import Records, over_seeds, read_records, spread_text, without_command
 from trainer.rundir import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -142,7 +143,38 @@ def write_result(question: str, found: dict[str, Any]) -> dict[str, Any]:
 def known_cells(question: str) -> list[dict[str, Any]]:
     """Return the cells of ``results/<question>.json``, none if it is not there."""
     file = RESULTS / f"{question}.json"
-    return json.loads(file.read_text())["cells"] if file.exists() else []
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text())
+    return found["cells"] if "cells" in found else _swept(read_records(file))
+
+
+def _swept(records: Records) -> list[dict[str, Any]]:
+    """Return the cells of a sweep over tables and ratios, the uncompressed table's first.
+
+    ``cost`` is the number of rows trained on in all stages, validation rows of a search included, over
+    that of the uncompressed table's training.
+    """
+    outcomes: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for run in records.runs:
+        key = (run.cell["table"], run.cell["ratio"])
+        outcomes.setdefault(key, []).append(run.summary or failed(run.failure or ""))
+    whole = _rows_trained(outcomes.get(("full", 1.0), []))
+    cells = []
+    for (table, ratio), found in sorted(outcomes.items(), key=lambda one: one[0] != ("full", 1.0)):
+        name = f"{'narrow' if table == 'full' else table} {ratio:g}"
+        cell = Cell(name, records.recipe, (f"table={table}", f"ratio={ratio:g}"))
+        if (table, ratio) == ("full", 1.0):
+            cell = Cell("full", records.recipe)
+        line = describe(cell, found)
+        rows = _rows_trained(found)
+        cells.append(line | ({"cost": rows / whole} if rows and whole else {}))
+    return cells
+
+
+def _rows_trained(outcomes: Sequence[dict[str, Any]]) -> float | None:
+    rows = [sum(stage["rows"] for stage in one["stages"]) for one in outcomes if "stages" in one]
+    return statistics.fmean(rows) if rows else None
 
 
 def print_table(cells: Sequence[dict[str, Any]]) -> None:

@@ -17,12 +17,16 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from bench.common import RESULTS
+from bench.common import known_cells
 from embtables.compressor import AXES, DEFAULTS, TableConfig, parse_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 METHODS = DOCS / "methods"
-QUALITY = ("movielens", "search_movielens", "search_frappe", "search_synthetic", "graphhash")
+QUALITY = (
+    *("movielens", "search_movielens"),
+    *(f"sweep_{data}" for data in ("movielens", "frappe", "frappe_plus", "synthetic")),
+    "graphhash",
+)
 """Results that compare tables. Not those of criteo: pieces that small rank nothing."""
 SPEED = "compressors"
 COMPARED = ("frappe", "bars", "movielens")
@@ -68,7 +72,7 @@ def _measured(axis: str, kind: str) -> str:
             line["dim"],
             *(f"{line[f'{what}_over_full']:.2f}" for what in ("train", "inference")),
         )
-        for line in _read(SPEED)
+        for line in known_cells(SPEED)
         if (axis, kind) in _methods(parse_table(line["table"]))
     ]
     parts = []
@@ -91,7 +95,7 @@ def side_by_side() -> str:
     lines = [
         (f"`{question}`", cell["name"], metric, value, *_beside(cell["test"][metric], value))
         for question in COMPARED
-        for cell in _read(question)
+        for cell in known_cells(question)
         for metric, value in cell.get("published", {}).items()
     ]
     head = ("file", "cell", "metric", "published", "here", "seeds", "here - published")
@@ -106,12 +110,8 @@ def _beside(found: dict[str, Any], published: float) -> tuple[str, int, str]:
 
 def _results() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for question in QUALITY:
-        if (RESULTS / f"{question}.json").exists():
-            yield question, [cell for cell in _read(question) if "overrides" in cell]
-
-
-def _read(question: str) -> list[dict[str, Any]]:
-    return json.loads((RESULTS / f"{question}.json").read_text())["cells"]
+        if cells := [cell for cell in known_cells(question) if "overrides" in cell]:
+            yield question, cells
 
 
 def _option(cell: dict[str, Any], key: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench.common import known_cells
 from embtables.compressor import parse_table
 from trainer.advice.evidence import Cell, read_evidence
 from trainer.advice.facts import Facts
@@ -26,7 +26,7 @@ CITED = [
 
 @cache
 def cells_of(source: str) -> list[dict[str, Any]]:
-    return json.loads((ROOT / source).read_text())["cells"]
+    return known_cells(Path(source).stem)
 
 
 def rounded(value: float | None, found: float | None, digits: int = 4) -> bool:
