@@ -1,6 +1,6 @@
 """Self-attention over the fields of a row, for CPUs: many tiny problems at once.
 
-    out = softmax(Q K^T * scale) V     for each row and head
+    out = D(softmax(Q K^T * scale)) V     for each row and head, D dropout
 
 General attention kernels are made for long sequences; a row has ten to forty fields, and their time
 goes into transposing and into calls on matrices of 10 x 32. These kernels take as many rows at a time as
@@ -22,39 +22,50 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embtables import parallel
+from embtables.rows.kernels import mix32
 from embtables.simd import LANES, exp, fill, load, maximum, store, transpose
 
 
 class FieldAttention(torch.autograd.Function):
-    """softmax(Q K^T * scale) V of float32 CPU tensors."""
+    """D(softmax(Q K^T * scale)) V of float32 CPU tensors."""
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, heads: int, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, projected: Tensor, heads: int, scale: float, dropout: float, key: int
+    ) -> Tensor:
         """Return [B, F, A] from [B, F, 3 A]."""
         batch, fields, width = projected.shape
         kept = -(-batch // LANES) if ctx.needs_input_grad[0] else parallel.thread_count()
         weights = projected.new_empty(kept, heads, fields, fields, LANES)
         out = projected.new_empty(batch, fields, width // 3)
-        parallel.call(_forward, projected, np.float32(scale), weights, out)
+        dropped = np.uint32(dropout * 2.0**32), np.uint32(key), np.float32(1 / (1 - dropout))
+        parallel.call(_forward, projected, np.float32(scale), *dropped, weights, out)
         ctx.save_for_backward(projected, weights)
-        ctx.scale = scale
+        ctx.scale, ctx.dropped = scale, dropped
         return out
 
     @staticmethod
     @once_differentiable  # a second derivative would be wrong without a word
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor, None, None, None, None]:
         """Return the gradient [B, F, 3 A] of the projections."""
         projected, weights = ctx.saved_tensors
         out = torch.empty_like(projected)
-        parallel.call(_backward, projected, weights, grads[0], np.float32(ctx.scale), out)
-        return out, None, None
+        scale = np.float32(ctx.scale)
+        parallel.call(_backward, projected, weights, grads[0], scale, *ctx.dropped, out)
+        return out, None, None, None, None
 
 
-def attend(projected: Tensor, heads: int, scale: float) -> Tensor:
-    """Return softmax(Q K^T * scale) V, [B, F, A] float32, of projections [B, F, 3 A] on a CPU."""
-    return FieldAttention.apply(projected.float(), heads, scale)  # pyright: ignore[reportReturnType]
+def attend(
+    projected: Tensor, heads: int, scale: float, dropout: float = 0.0, key: int = 0
+) -> Tensor:
+    """Return D(softmax(Q K^T * scale)) V, [B, F, A] float32, of projections [B, F, 3 A] on a CPU.
+
+    D drops weights with probability `dropout`; `key`, from 0 to 2^32 - 1, says which.
+    """
+    found = FieldAttention.apply(projected.float(), heads, scale, dropout, key)
+    return found  # pyright: ignore[reportReturnType]
 
 
 @njit
@@ -152,45 +163,67 @@ def _softmax_backward(p, at, ds, fields, scale):
             store(ds, place, fill(scale) * change)
 
 
+@njit
+def _drop(p, at, out, place, bound, key, share):
+    """Write to `out` what dropout leaves of as many numbers, the first of which is number `place`."""
+    for i in range(len(out)):
+        noise = mix32(mix32(np.uint32(place + i)) ^ key)
+        out[i] = p[at + i] * (share if noise >= bound else np.float32(0))
+
+
 @njit(parallel=True, cache=True)
-def _forward(projected, scale, weights, out, threads):
+def _forward(projected, scale, bound, key, share, weights, out, threads):
     kept, heads, fields, _, lanes = weights.shape
+    p, slab = weights.reshape(-1), fields * fields * lanes
     a = out.shape[2] // heads
     blocks = -(-out.shape[0] // lanes)
     for thread in prange(threads):
         q = np.empty((fields, a, lanes), np.float32)
         k, v, mixed = np.empty_like(q), np.empty_like(q), np.empty_like(q)
+        left = np.empty(slab, np.float32)
         for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
             for h in range(heads):
                 _pack(projected, block, h * a, q)
                 _pack(projected, block, (heads + h) * a, k)
                 _pack(projected, block, (2 * heads + h) * a, v)
-                p = ((block if kept == blocks else thread) * heads + h) * fields * fields * lanes
-                _multiply(q, 0, a, 1, k, a, 1, weights, p, fields, fields, a)
-                _softmax(weights, p, fields, scale)
-                _multiply(weights, p, fields, 1, v, 1, a, mixed, 0, fields, a, fields)
+                place = np.int64(block * heads + h) * slab
+                at = place if kept == blocks else np.int64(thread * heads + h) * slab
+                _multiply(q, 0, a, 1, k, a, 1, p, at, fields, fields, a)
+                _softmax(p, at, fields, scale)
+                if bound:
+                    _drop(p, at, left, place, bound, key, share)
+                    _multiply(left, 0, fields, 1, v, 1, a, mixed, 0, fields, a, fields)
+                else:
+                    _multiply(p, at, fields, 1, v, 1, a, mixed, 0, fields, a, fields)
                 _unpack(mixed, block, h * a, out)
 
 
 @njit(parallel=True, cache=True)
-def _backward(projected, weights, grads, scale, out, threads):
-    """With G the gradient: dV = P^T G, dS = softmax'(G V^T), dQ = dS K, dK = dS^T Q."""
+def _backward(projected, weights, grads, scale, bound, key, share, out, threads):
+    """With G the gradient: dV = D(P)^T G, dS = softmax'(D(G V^T)), dQ = dS K, dK = dS^T Q."""
     blocks, heads, fields, _, lanes = weights.shape
+    p, slab = weights.reshape(-1), fields * fields * lanes
     a = grads.shape[2] // heads
     for thread in prange(threads):
         x = np.empty((fields, a, lanes), np.float32)
         g, found = np.empty_like(x), np.empty_like(x)
-        ds = np.empty((fields, fields, lanes), np.float32)
+        ds = np.empty(slab, np.float32)
         for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
             for h in range(heads):
                 q, k, v = h * a, (heads + h) * a, (2 * heads + h) * a
-                p = (block * heads + h) * fields * fields * lanes
+                at = np.int64(block * heads + h) * slab
                 _pack(grads, block, q, g)
-                _multiply(weights, p, 1, fields, g, 1, a, found, 0, fields, a, fields)
+                if bound:
+                    _drop(p, at, ds, at, bound, key, share)
+                    _multiply(ds, 0, 1, fields, g, 1, a, found, 0, fields, a, fields)
+                else:
+                    _multiply(p, at, 1, fields, g, 1, a, found, 0, fields, a, fields)
                 _unpack(found, block, v, out)
                 _pack(projected, block, v, x)
                 _multiply(g, 0, a, 1, x, a, 1, ds, 0, fields, fields, a)
-                _softmax_backward(weights, p, ds, fields, scale)
+                if bound:
+                    _drop(ds, 0, ds, at, bound, key, share)
+                _softmax_backward(p, at, ds, fields, scale)
                 _pack(projected, block, k, x)
                 _multiply(ds, 0, fields, 1, x, 1, a, found, 0, fields, a, fields)
                 _unpack(found, block, q, out)

@@ -115,10 +115,11 @@ class InteractingLayer(nn.Module):
         weights = torch.cat((self.query.weight, self.key.weight, self.value.weight))
         projected = functional.linear(x, weights)
         dropout = self.dropout if self.training else 0.0
-        if projected.device.type == "cpu" and not dropout and projected.dtype != torch.float64:
+        if projected.device.type == "cpu" and projected.dtype != torch.float64:
             from models.attention import attend
 
-            return attend(projected, self.heads, self.scale)
+            key = int(torch.randint(2**32, ())) if dropout else 0
+            return attend(projected, self.heads, self.scale, dropout, key)
         q, k, v = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected.chunk(3, 2)
         )
