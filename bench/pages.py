@@ -5,7 +5,8 @@
 Rewrites the end of every docs/methods/<axis>/<kind>.md, from "## Options" on: the options as the
 method's Config has them, and what the results of this folder say of the method; and that of
 docs/published.md, from "## Side by side" on. A test fails where a page says anything else. What a new
-result means is for the text above to say.
+result means is for the text above to say. The figure of AUC against bytes of every sweep goes to
+docs/pictures.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from bench.common import known_cells
+from bench.common import RESULTS, known_cells
 from embtables.compressor import AXES, DEFAULTS, TableConfig, parse_table
+from trainer.report.plots import quality_plots
+from trainer.report.sections import read_sections
 
 DOCS = Path(__file__).parents[1] / "docs"
-METHODS = DOCS / "methods"
+METHODS, PICTURES = DOCS / "methods", DOCS / "pictures"
 QUALITY = (
     *("movielens", "search_movielens"),
     *(f"sweep_{data}" for data in ("movielens", "frappe", "frappe_plus", "synthetic")),
@@ -169,8 +172,18 @@ def table(head: tuple[str, ...], lines: list[Any]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
+def draw() -> None:
+    """Draw AUC against bytes of every sweep."""
+    for file in sorted(RESULTS.glob("sweep_*.json")):
+        (section,) = read_sections([file])
+        name = file.stem.removeprefix("sweep_")
+        (plot,) = (plot for plot in quality_plots(section, name) if plot.name == f"{name}-auc")
+        plot.write(PICTURES / f"{name}.png")
+
+
 def main() -> None:
-    """Rewrite the ends of the pages."""
+    """Rewrite the ends of the pages, and the pictures."""
+    draw()
     page = DOCS / PUBLISHED
     page.write_text(page.read_text().partition(SIDE_BY_SIDE)[0] + side_by_side())
     for axis, registry in AXES.items():
