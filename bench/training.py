@@ -5,9 +5,9 @@
 
 AutoInt, DCN-V2, DeepFM and DIN with the same architecture (equal numbers of trained parameters, or
 the line says that it compares unlike models), rows, batches, epochs, learning rate, initial scale
-and threads, in float32, here also in bfloat16 where the CPU has the instructions. Each runner is a process of its own; ours
-run right before each library's, round by round, so that a machine that slows down slows both. Round r
-has seed r. A win counts where our test AUC is not lower beyond seed noise.
+and threads, in float32, here also in bfloat16 where the CPU has the instructions. Each runner is a
+process of its own; ours run right before each library's, round by round, so that a machine that slows
+down slows both. Round r has seed r. A win counts where our test AUC is not lower beyond seed noise.
 
 Cells `frappe/*` follow the BARS protocol: dense Adam with L2 over every row at every step, for all.
 In the others our rows are trained by lazy Adam, the libraries' by the dense Adam that they have.
