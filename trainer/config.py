@@ -49,7 +49,7 @@ class Adam(Config):
 
     def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         """Return the optimizer of the parameters."""
-        return torch.optim.Adam(parameters, **self.model_dump(exclude={"kind"}))
+        return torch.optim.Adam(parameters, fused=True, **self.model_dump(exclude={"kind"}))
 
 
 class Adagrad(Config):
