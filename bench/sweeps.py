@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
         given.append(f"data.root={options.root.resolve()}")
     folder, kept = options.runs / "sweeps" / options.data, RESULTS / f"sweep_{options.data}.json"
     if kept.exists() and not (folder / FILE).exists():
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(kept, folder / FILE)
     for tables, ratios in (("full",), (1.0,)), (options.tables, options.ratios):
         axes = Axis("table", tuple(tables)), Axis("ratio", tuple(map(str, ratios)))
