@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embtables.compressor import Bags, Combine, Parts, Precision, RowTable, Segments
+from embtables.rows.pages import in_large_pages
 from embtables.rows.store import Read, RowStore, StoreSpec
 
 if TYPE_CHECKING:
@@ -165,7 +166,9 @@ class ArenaStore(RowStore):
         def first_rows(members: list[RowTable], precision: Precision | None) -> Parts:
             count, none = sum(table.rows for table in members), torch.empty(0, members[0].dim)
             parts = {
-                key: torch.empty(count, *part.shape[1:], dtype=part.dtype, device=spec.device)
+                key: in_large_pages(
+                    torch.empty(count, *part.shape[1:], dtype=part.dtype, device=spec.device)
+                )
                 for key, part in _stored(none.to(spec.dtype), precision).items()
             }
             start = 0

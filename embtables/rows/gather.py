@@ -15,6 +15,7 @@ from embtables import parallel
 from embtables.compressor import Bags, Combine, Segments
 from embtables.rows import kernels
 from embtables.rows.arena import Arena, ArenaReader, pooled
+from embtables.rows.pages import in_large_pages
 from embtables.rows.pruned import STRUCTURE, PrunedArena
 
 FORMS = ("fp32", "fp16", "int8")
@@ -44,7 +45,8 @@ class Buffers:
             return torch.empty(shape, dtype=dtype)
         kept = self._kept.get(name)
         if kept is None or kept.numel() < size or _held_elsewhere(kept):
-            kept = self._kept[name] = torch.empty(size + size // 8, dtype=dtype)
+            kept = in_large_pages(torch.empty(size + size // 8, dtype=dtype))
+            self._kept[name] = kept
         return kept[:size].view(shape)
 
 

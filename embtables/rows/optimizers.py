@@ -16,6 +16,7 @@ from pydantic import Discriminator, Field, PositiveFloat
 from torch import Tensor
 
 from embtables.registry import Config
+from embtables.rows.pages import large_zeros
 
 State = dict[str, Tensor]
 
@@ -72,7 +73,7 @@ class Adagrad(_RowOptimizer):
 
     def state(self, rows: int, dim: int, like: Tensor) -> State:
         """Return the sums of squares [R, d]."""
-        return {"sum": like.new_zeros(rows, dim)}
+        return {"sum": large_zeros(like, rows, dim)}
 
     def update(self, rows: Tensor, grads: Tensor, state: State, step: int, lr: float) -> Tensor:
         """Return the Adagrad step."""
@@ -88,7 +89,7 @@ class RowWiseAdagrad(_RowOptimizer):
 
     def state(self, rows: int, dim: int, like: Tensor) -> State:
         """Return the sums of mean squares [R]."""
-        return {"sum": like.new_zeros(rows)}
+        return {"sum": large_zeros(like, rows)}
 
     def update(self, rows: Tensor, grads: Tensor, state: State, step: int, lr: float) -> Tensor:
         """Return the row-wise Adagrad step."""
@@ -109,7 +110,7 @@ class Adam(_RowOptimizer):
 
     def state(self, rows: int, dim: int, like: Tensor) -> State:
         """Return both moments [R, d]."""
-        return {"mean": like.new_zeros(rows, dim), "square": like.new_zeros(rows, dim)}
+        return {name: large_zeros(like, rows, dim) for name in ("mean", "square")}
 
     def update(self, rows: Tensor, grads: Tensor, state: State, step: int, lr: float) -> Tensor:
         """Return the Adam step."""
