@@ -70,7 +70,6 @@ class Gathered:
     Attributes:
         place: [N] arena rows, those of an id side by side; -1 where none is read.
         vectors: [S, B, C] of bags of one or pooled features as [B, S, C], else [n, C] or [O, C].
-        products: [N, d] factors of the products of an id, or empty.
         sources: [N] row of the gradients [.., d] for each read, or empty (`kernels.deal`).
         factors: [n] on the gradients of each read, or empty.
         bags: what is still to be added up, or None.
@@ -78,7 +77,6 @@ class Gathered:
 
     place: Tensor
     vectors: Tensor
-    products: Tensor = NOTHING
     sources: Tensor = NO_SOURCES
     factors: Tensor = NO_FACTORS
     bags: Bags | None = None
@@ -100,7 +98,7 @@ class Gather:
 
     def __init__(self, reader: ArenaReader, arena: Arena) -> None:
         self.reader, self.arena = reader, arena
-        self._skips = reader.skips or None  # None compiles kernels that do not look
+        self.skips = reader.skips or None  # None compiles kernels that do not look
         self._memory = Buffers()
 
     @property
@@ -108,35 +106,29 @@ class Gather:
         """How the rows of an id become one vector."""
         return self.reader.combine
 
-    def __call__(
-        self, rows: Tensor, segments: Segments, bags: Bags | None, training: bool = False
-    ) -> Gathered:
-        """Read rows [K, n]; while training keep what the backward needs."""
+    def multiplies(self, probes: int) -> bool:
+        """Return whether the vector of an id is a product of several rows."""
+        return self.combine == "mult" and probes > 1
+
+    def __call__(self, rows: Tensor, segments: Segments, bags: Bags | None) -> Gathered:
+        """Read rows [K, n]."""
         probes, n = rows.shape
         side_by_side = segments.single and bags is None
         place = _places(self.reader, rows, segments, side_by_side, self._memory)
-        product, stored = self.combine == "mult" and probes > 1, stored_rows(self.arena)
-        if bags is not None and not product:
-            columns = probes if self.combine == "concat" else 1
-            return _added_up(stored, place, self._skips, probes, columns, bags, self._memory)
-        dim = self.arena.values.shape[1]
-        products = NOTHING
-        if self.combine == "concat" or probes == 1:
-            out = self._memory.take("vectors", probes * n, dim)
-            parallel.call(kernels.gather, *stored, place, self._skips, out, items=len(place))
-            out = out.view(n, probes * dim)
+        stored, dim = stored_rows(self.arena), self.arena.values.shape[1]
+        columns = probes if self.combine == "concat" else 1
+        if bags is not None and not self.multiplies(probes):
+            return _added_up(stored, place, self.skips, probes, columns, bags, self._memory)
+        if columns == probes:
+            kernel = kernels.gather
         else:
-            if training and product:
-                products = self._memory.take("products", probes * n, dim)
-            out = self._memory.take("vectors", n, dim)
-            how = kernels.MULT if product else kernels.SUM
-            parallel.call(
-                kernels.gather_combined, *stored, place, self._skips, how, products, out,
-                items=len(place),
-            )  # fmt: skip
+            kernel = kernels.gather_products if self.multiplies(probes) else kernels.gather_sums
+        out = self._memory.take("vectors", columns * n, dim)
+        parallel.call(kernel, *stored, place, self.skips, out, items=len(place))
+        out = out.view(n, columns * dim)
         if side_by_side:
             out = out.view(-1, len(segments.lengths), out.shape[1])
-        return Gathered(place, out, products, bags=bags)
+        return Gathered(place, out, bags=bags)
 
 
 def _places(

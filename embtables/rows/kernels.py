@@ -23,8 +23,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numba.np.arrayobj import make_array
 
-SUM, MULT = 0, 1
-
 AHEAD = 20
 """Reads between a prefetch and its use: enough to hide memory, few enough to stay in the L1 cache."""
 
@@ -76,9 +74,10 @@ _bits = _bitcast(types.float32, types.uint32)
 _float = _bitcast(types.uint32, types.float32)
 
 
-def _lanes(count, add):
-    """Return an intrinsic that sets `count` numbers out[i, j:] to factor * x[k, j:], or adds that.
+def _lanes(count, onto=None):
+    """Return an intrinsic that sets `count` numbers out[i, j:] to factor * x[k, j:].
 
+    With `onto`, "fadd" or "fmul", it adds that or multiplies by it instead.
     LLVM unrolls its own loops for rows longer than those of most tables, and then runs the scalar rest.
     """
 
@@ -105,8 +104,9 @@ def _lanes(count, add):
             factors = builder.shuffle_vector(one, one, first)
             found = builder.load(pointer(4, 5), align=4)
             found = builder.fmul(factors, found, flags=("contract",))
-            if add:
-                found = builder.fadd(builder.load(target, align=4), found, flags=("contract",))
+            if onto:
+                held = builder.load(target, align=4)
+                found = getattr(builder, onto)(held, found, flags=("contract",))
             builder.store(found, target, align=4)
             return context.get_dummy_value()
 
@@ -115,7 +115,9 @@ def _lanes(count, add):
     return lanes
 
 
-_set16, _set4, _add16, _add4 = (_lanes(count, add) for add in (False, True) for count in (16, 4))
+_set16, _set4 = _lanes(16), _lanes(4)
+_add16, _add4 = _lanes(16, "fadd"), _lanes(4, "fadd")
+_mul16, _mul4 = _lanes(16, "fmul"), _lanes(4, "fmul")
 
 
 @njit(inline="always")
@@ -148,6 +150,18 @@ def _add_row(out, i, factor, x, k):
 
 
 @njit(inline="always")
+def _multiply_row(out, i, x, k):
+    """Multiply out[i] by x[k]."""
+    d = out.shape[1]
+    for j in range(0, d - 15, 16):
+        _mul16(out, i, j, np.float32(1), x, k)
+    for j in range(d & ~15, d - 3, 4):
+        _mul4(out, i, j, np.float32(1), x, k)
+    for j in range(d & ~3, d):
+        out[i, j] *= x[k, j]
+
+
+@njit(inline="always")
 def _prefetch(rows, row):
     for byte in range(0, rows.shape[1] * rows.itemsize, _LINE):
         prefetch_line(rows, row, byte)
@@ -164,6 +178,10 @@ def _load(values, scale, row, out, at):
 
 def _add(values, scale, row, weight, out, at, buffer):
     """Add weight * row to out[at]; `buffer` [1, d] is scratch."""
+
+
+def _multiply(values, scale, row, out, at, buffer):
+    """Multiply out[at] by a row; `buffer` [1, d] is scratch."""
 
 
 def _save(values, scale, row, new, key):
@@ -207,6 +225,22 @@ def _add_any(values, scale, row, weight, out, at, buffer):
             _add_row(out, at, weight, buffer, 0)
 
     return add
+
+
+@overload(_multiply, inline="always")
+def _multiply_any(values, scale, row, out, at, buffer):
+    if values.dtype == types.float32:
+
+        def multiply(values, scale, row, out, at, buffer):
+            _multiply_row(out, at, values, row)
+
+    else:
+
+        def multiply(values, scale, row, out, at, buffer):
+            _load(values, scale, row, buffer, 0)
+            _multiply_row(out, at, buffer, 0)
+
+    return multiply
 
 
 @overload(_save)
@@ -479,6 +513,23 @@ def _prefetch_read(values, skips, row):
     _prefetch(values, 0 if _absent(skips, row) else row)
 
 
+@njit(inline="always")
+def _prefetch_reads(values, skips, place, first, count):
+    """Prefetch the rows at places first .. first + count - 1, as far as there are any."""
+    for p in range(first, min(first + count, len(place))):
+        _prefetch_read(values, skips, place[p])
+
+
+@njit(inline="always")
+def _multiply_read(values, scale, skips, row, out, at, buffer):
+    """Multiply out[at] by a row, or by zeros."""
+    if _absent(skips, row):
+        for j in range(out.shape[1]):
+            out[at, j] = 0
+    else:
+        _multiply(values, scale, row, out, at, buffer)
+
+
 @njit(parallel=True, cache=True)
 def gather(values, scale, place, skips, out, threads):
     """Write the rows [N, d] at places [N]."""
@@ -491,39 +542,43 @@ def gather(values, scale, place, skips, out, threads):
 
 
 @njit(parallel=True, cache=True)
-def gather_combined(values, scale, place, skips, combine, factors, out, threads):
-    """Write the sum or product [n, d] of the K rows of each id.
+def gather_sums(values, scale, place, skips, out, threads):
+    """Write the sums [n, d] of the K rows of each id.
 
     Args:
         values: stored rows [R, d].
         scale: [R, 1] of int8 rows, else empty.
         place: [n * K].
         skips: as in `_absent`.
-        combine: SUM or MULT.
-        factors: [n * K, d] where the rows themselves are kept too, or empty.
         out: [n, d].
         threads: T.
     """
     n = len(out)
     probes = len(place) // max(n, 1)
     for t in prange(threads):
-        row = np.empty((1, values.shape[1]), np.float32)
+        buffer = np.empty((1, values.shape[1]), np.float32)
         for i in range(n * t // threads, n * (t + 1) // threads):
-            for k in range(probes):
-                p = i * probes + k
-                if p + AHEAD < len(place):
-                    _prefetch_read(values, skips, place[p + AHEAD])
-                if len(factors):
-                    _read(values, scale, skips, place[p], factors, p)
-                if k == 0:
-                    _read(values, scale, skips, place[p], out, i)
-                elif combine == SUM:
-                    if not _absent(skips, place[p]):
-                        _add(values, scale, place[p], np.float32(1), out, i, row)
-                else:
-                    _read(values, scale, skips, place[p], row, 0)
-                    for j in range(out.shape[1]):
-                        out[i, j] *= row[0, j]
+            first = i * probes
+            _prefetch_reads(values, skips, place, first + AHEAD, probes)
+            _read(values, scale, skips, place[first], out, i)
+            for p in range(first + 1, first + probes):
+                if not _absent(skips, place[p]):
+                    _add(values, scale, place[p], np.float32(1), out, i, buffer)
+
+
+@njit(parallel=True, cache=True)
+def gather_products(values, scale, place, skips, out, threads):
+    """Write the products [n, d] of the K rows of each id; arguments as in `gather_sums`."""
+    n = len(out)
+    probes = len(place) // max(n, 1)
+    for t in prange(threads):
+        buffer = np.empty((1, values.shape[1]), np.float32)
+        for i in range(n * t // threads, n * (t + 1) // threads):
+            first = i * probes
+            _prefetch_reads(values, skips, place, first + AHEAD, probes)
+            _read(values, scale, skips, place[first], out, i)
+            for p in range(first + 1, first + probes):
+                _multiply_read(values, scale, skips, place[p], out, i, buffer)
 
 
 @njit(parallel=True, cache=True)
@@ -576,22 +631,6 @@ def gather_bags(
                 for c in range(columns):
                     for j in range(d):
                         out[start + c, j] /= divisors[o]
-
-
-@njit(parallel=True, cache=True)
-def factor_gradients(grads, factors, out, threads):
-    """Write the gradients [n * K, d] of the factors of products with gradients [n, d]."""
-    n, d = grads.shape
-    probes = len(factors) // max(n, 1)
-    for t in prange(threads):
-        for i in range(n * t // threads, n * (t + 1) // threads):
-            for k in range(probes):
-                for j in range(d):
-                    out[i * probes + k, j] = grads[i, j]
-                for other in range(probes):
-                    if other != k:
-                        for j in range(d):
-                            out[i * probes + k, j] *= factors[i * probes + other, j]
 
 
 # -- backward --------------------------------------------------------------------------------------
@@ -663,6 +702,67 @@ def _sum_bucket(grads, mask, entries, factors, first, last, head, rows, sums):
         else:
             _add_row(sums, at, factor, grads, source)
     return count
+
+
+@njit(parallel=True, cache=True)
+def sum_products(
+    values, scale, skips, place, grads, shift, entries, starts, heads, ends, rows, sources, sums,
+    threads,
+):  # fmt: skip
+    """Sum the gradients of the factors of products by row, reads in order; return the number U.
+
+    The gradient of a row read for an id is the id's times the other rows read for it, which are read
+    again: they are what they were, for rows change only when all gradients are summed.
+
+    Args:
+        values, scale, skips, place: as in `gather_products`.
+        grads: [n, d] of the ids.
+        shift, entries, starts, heads: as in `step`, of reads that have a gradient each.
+        ends: [buckets] scratch.
+        rows: [N] written: the distinct rows are the first U.
+        sources: [N] written: where in `sums` the sum of each of them is.
+        sums: [N, d] written, those of a bucket from its first read on.
+        threads: T.
+    """
+    mask, probes = (1 << shift) - 1, np.uint32(len(place) // max(len(grads), 1))
+    for t in prange(threads):
+        head = heads[t]
+        one = np.empty((1, values.shape[1]), np.float32)
+        buffer = np.empty((1, values.shape[1]), np.float32)
+        first, last = _share(starts, threads, t)
+        for b in range(first, last):
+            start = count = starts[b]
+            for i in range(start, starts[b + 1]):
+                if i + AHEAD < len(entries):
+                    later = entries[i + AHEAD] & _SOURCE
+                    source = np.int64(np.uint32(later) // probes)
+                    _prefetch(grads, source)
+                    for p in range(source * probes, (source + 1) * probes):
+                        if p != later:
+                            _prefetch_read(values, skips, place[p])
+                row, read = entries[i] >> 32, entries[i] & _SOURCE
+                source = np.int64(np.uint32(read) // probes)
+                _set_row(one, 0, np.float32(1), grads, source)
+                for p in range(source * probes, (source + 1) * probes):
+                    if p != read:
+                        _multiply_read(values, scale, skips, place[p], one, 0, buffer)
+                at = head[row & mask]
+                if at < 0:
+                    head[row & mask] = count - start
+                    rows[count] = row
+                    _set_row(sums, count, np.float32(1), one, 0)
+                    count += 1
+                else:
+                    _add_row(sums, start + at, np.float32(1), one, 0)
+            for i in range(start, count):
+                head[rows[i] & mask] = -1
+            ends[b] = count
+    total = 0
+    for b in range(len(ends)):
+        for i in range(starts[b], ends[b]):
+            rows[total], sources[total] = rows[i], i
+            total += 1
+    return total
 
 
 @njit(parallel=True, cache=True)

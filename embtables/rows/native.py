@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from embtables import parallel
-from embtables.compressor import Bags, Combine, Segments
+from embtables.compressor import Bags, Segments
 from embtables.hashing import MAX_ROWS
 from embtables.rows import kernels
 from embtables.rows.arena import Arena, ArenaReader, ArenaStore
@@ -51,36 +51,37 @@ def batch_bytes(reads: int, dim: int, rows: int, threads: int) -> int:
         threads: T.
 
     For each read 8 (id) + 8 (row) + 8 (place) + 8 (entry) + 4 (source) + 8 (factor), a vector and its
-    gradient, and where rows are multiplied both once more; for each thread the sums and places of a
-    bucket's rows, and counts of buckets; buffers have an eighth to spare.
+    gradient, and where rows are multiplied a sum, its row (8) and its source (4); for each thread
+    the sums and places of a bucket's rows, and counts of buckets; buffers have an eighth to spare.
     """
     bucket = 1 << bucket_shift(rows)
     sums = 4 * bucket + min(bucket, reads) * (8 + 4 * dim)
     each = sums + 8 * ((1 << kernels.BUCKET_BITS) + 1)
-    return (reads * (44 + 16 * dim) + threads * each) * 9 // 8
+    return (reads * (56 + 12 * dim) + threads * each) * 9 // 8
 
 
 _KINDS = ("sgd", "rowwise_adagrad", "adagrad", "adam", "dense_adam")
 
 
 class _Gradients(NamedTuple):
-    """Gradients of N reads; fields as in `kernels.deal`."""
+    """Gradients of the reads of rows; fields as in `kernels.deal`."""
 
+    place: Tensor
     grads: Tensor
-    repeat: int
-    sources: Tensor
-    factors: Tensor
+    repeat: int = 1
+    sources: Tensor = NO_SOURCES
+    factors: Tensor = NO_FACTORS
 
-    def each(self, reads: int, base: int) -> tuple[Tensor, Tensor]:
-        """Return sources, counted from `base`, and factors of every read."""
-        sources, factors = self.sources, self.factors
+    def each(self, base: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return place, source, counted from `base`, and factor of every read."""
+        reads, sources, factors = len(self.place), self.sources, self.factors
         if not len(sources):
             sources = torch.arange(reads, dtype=torch.int32).div_(
                 self.repeat, rounding_mode="floor"
             )
         if not len(factors):
             factors = torch.ones(-(-reads // self.repeat))
-        return sources + base, factors.repeat_interleave(self.repeat)
+        return self.place, sources + base, factors.repeat_interleave(self.repeat)
 
 
 @dataclass
@@ -88,22 +89,18 @@ class _Read:
     """What the backward of one look-up needs; the leaf holds the gradients of its vectors."""
 
     gathered: Gathered
+    gather: Gather
     probes: int
-    combine: Combine
 
-    def gradients(self, buffers: Buffers) -> _Gradients:
-        """Return the gradients of the rows read."""
-        one, dim = self.gathered, self.gathered.vectors.shape[-1]
+    def gradients(self) -> _Gradients:
+        """Return the gradients of the rows read, or of products of rows."""
+        one = self.gathered
         assert one.vectors.grad is not None
-        flat = one.vectors.grad.reshape(-1, dim)
-        if self.combine == "concat":
-            flat = flat.view(-1, dim // self.probes)
-        if len(one.products):
-            out = buffers.take("factor gradients", *one.products.shape)
-            parallel.call(kernels.factor_gradients, flat, one.products, out)
-            return _Gradients(out, 1, NO_SOURCES, NO_FACTORS)
-        repeat = 1 if self.combine == "concat" and not len(one.sources) else self.probes
-        return _Gradients(flat, repeat, one.sources, one.factors)
+        dim = self.gather.arena.dim
+        repeat = 1 if self.gather.combine == "concat" and not len(one.sources) else self.probes
+        return _Gradients(
+            one.place, one.vectors.grad.reshape(-1, dim), repeat, one.sources, one.factors
+        )
 
 
 @backends.register("native")
@@ -169,11 +166,10 @@ class NativeStore(ArenaStore):
         for gather, name, row, cut, bag in zip(
             self._gathers, self.read_arenas, rows, segments, bags, strict=True
         ):
-            gathered = gather(row, cut, bag, training)
+            gathered = gather(row, cut, bag)
             if training:
                 gathered.vectors = gathered.vectors.detach().requires_grad_()
-                read = _Read(gathered, len(row), gather.combine)
-                self._reads.setdefault(name, []).append(read)
+                self._reads.setdefault(name, []).append(_Read(gathered, gather, len(row)))
             found.append(gathered.result())
         return found
 
@@ -265,38 +261,64 @@ class NativeStore(ArenaStore):
         if not reads and not every_row:
             return None
         arena = self.arena(name)
-        place, gradients = self._joined(reads, arena.values.shape[1])
-        count, threads = len(place), parallel.thread_count()
-        shift = bucket_shift(len(arena.values))
-        buckets = max(0, len(arena.values) - 1 >> shift) + 1
-        take = self._memory.take
-        entries = take(f"{name}/entries", count, dtype=torch.int64)
-        factors = take(f"{name}/factors", count if len(gradients.factors) else 0)
-        starts = take(f"{name}/starts", buckets + 2, dtype=torch.int64)
-        counts = take(f"{name}/counts", threads, buckets + 1, dtype=torch.int64)
-        grads, *shares = gradients
-        parallel.call(kernels.deal, place, *shares, shift, counts, entries, factors, starts)
-        starts = starts[:-1]  # a bucket behind the last held the reads of no row
+        found = [
+            self._sum_products(name, read)
+            if read.gather.multiplies(read.probes)
+            else read.gradients()
+            for read in reads
+        ]
+        joined = self._joined(found, arena.dim)
+        shift, entries, factors, starts, heads = self._buckets(name, joined, len(arena.values))
         most = min(1 << shift, int(starts.diff().max()))
-        rows = take("rows", threads, most, dtype=torch.int64)
-        sums = take("sums", threads, most, arena.values.shape[1])
-        heads = self._heads(1 << shift)
-        self._dealt[name] = (grads, shift, entries, factors, starts, heads, rows, sums)
+        threads = parallel.thread_count()
+        rows = self._memory.take("rows", threads, most, dtype=torch.int64)
+        sums = self._memory.take("sums", threads, most, arena.dim)
+        self._dealt[name] = (joined.grads, shift, entries, factors, starts, heads, rows, sums)
         return self._dealt[name]
 
-    def _joined(self, reads: list[_Read], dim: int) -> tuple[Tensor, _Gradients]:
-        """Return the places and gradients of several look-ups as those of one."""
-        found = [read.gradients(self._memory) for read in reads]
+    def _sum_products(self, name: str, read: _Read) -> _Gradients:
+        """Return the gradients of the distinct rows of products."""
+        gather, one, take = read.gather, read.gradients(), self._memory.take
+        one = one._replace(repeat=1)  # each factor has a gradient of its own
+        shift, entries, _, starts, heads = self._buckets(name, one, len(gather.arena.values))
+        count = len(one.place)
+        rows = take("factor rows", count, dtype=torch.int64)
+        sources = take("factor sources", count, dtype=torch.int32)
+        sums = take("factor sums", count, gather.arena.dim)
+        ends = take("factor ends", len(starts) - 1, dtype=torch.int64)
+        distinct = parallel.call(
+            kernels.sum_products, *stored_rows(gather.arena), gather.skips, one.place, one.grads,
+            shift, entries, starts, heads, ends, rows, sources, sums,
+        )  # fmt: skip
+        return _Gradients(rows[:distinct], sums, sources=sources[:distinct])
+
+    def _buckets(
+        self, name: str, one: _Gradients, rows: int
+    ) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
+        """Return what `kernels.step` calls shift, entries, factors, starts and heads."""
+        count, shift, take = len(one.place), bucket_shift(rows), self._memory.take
+        buckets = max(0, rows - 1 >> shift) + 1
+        entries = take(f"{name}/entries", count, dtype=torch.int64)
+        factors = take(f"{name}/factors", count if len(one.factors) else 0)
+        starts = take(f"{name}/starts", buckets + 2, dtype=torch.int64)
+        counts = take(f"{name}/counts", parallel.thread_count(), buckets + 1, dtype=torch.int64)
+        shares = one.repeat, one.sources, one.factors
+        parallel.call(kernels.deal, one.place, *shares, shift, counts, entries, factors, starts)
+        # A bucket behind the last held the reads of no row.
+        return shift, entries, factors, starts[:-1], self._heads(1 << shift)
+
+    def _joined(self, found: list[_Gradients], dim: int) -> _Gradients:
+        """Return the gradients of several look-ups as those of one."""
         if len(found) == 1:
-            return reads[0].gathered.place, found[0]
-        place, each, base = [torch.empty(0, dtype=torch.int64)], [(NO_SOURCES, NO_FACTORS)], 0
-        for read, one in zip(reads, found, strict=True):
-            place.append(read.gathered.place)
-            each.append(one.each(len(read.gathered.place), base))
+            return found[0]
+        nothing = torch.empty(0, dtype=torch.int64), NO_SOURCES, NO_FACTORS
+        each, base = [nothing], 0
+        for one in found:
+            each.append(one.each(base))
             base += len(one.grads)
+        place, sources, factors = (torch.cat(parts) for parts in zip(*each, strict=True))
         grads = torch.cat([torch.empty(0, dim), *(one.grads for one in found)])
-        sources, factors = (torch.cat(parts) for parts in zip(*each, strict=True))
-        return torch.cat(place), _Gradients(grads, 1, sources, factors)
+        return _Gradients(place, grads, 1, sources, factors)
 
     def _heads(self, size: int) -> Tensor:
         """Return [T, size] of -1 for any number of threads; the kernels leave it as they found it."""
