@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embtables.features import Feature
+from models import products
 from models.base import CTRModel, Inputs, ModelConfig, models
 from models.layers import (
     DropoutRate,
     FieldVectors,
     FirstOrder,
+    Linear,
     Logit,
     Width,
-    linear,
     linear_features,
     main_features,
 )
@@ -85,13 +86,13 @@ class InteractingLayer(nn.Module):
         self.heads, self.dropout = config.heads, config.dropout
         self.flat = config.head_split == "flat"
         self.scale = (width // config.heads) ** -0.5 if config.scale else 1.0
-        self.query = linear(inputs, width, bias=False)
-        self.key = linear(inputs, width, bias=False)
-        self.value = linear(inputs, width, bias=False)
+        self.query = Linear(inputs, width, bias=False)
+        self.key = Linear(inputs, width, bias=False)
+        self.value = Linear(inputs, width, bias=False)
         self.residual: nn.Module | None = None
         if config.residual:
             same = inputs == width
-            self.residual = nn.Identity() if same else linear(inputs, width, bias=False)
+            self.residual = nn.Identity() if same else Linear(inputs, width, bias=False)
         self.norm = nn.LayerNorm(width) if config.layer_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class InteractingLayer(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         """Return softmax(Q K^T * scale) V, [B, F, A], of [B, F, inputs]."""
         weights = torch.cat((self.query.weight, self.key.weight, self.value.weight))
-        projected = functional.linear(x, weights)
+        projected = products.linear(x, weights)
         dropout = self.dropout if self.training else 0.0
         if projected.device.type == "cpu" and projected.dtype != torch.float64:
             from models.attention import attend

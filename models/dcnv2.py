@@ -19,13 +19,13 @@ from models.layers import (
     MLP,
     Activation,
     DropoutRate,
+    Linear,
     Logit,
     NumericVectors,
     Width,
     Widths,
     field_names,
     flatten,
-    linear,
     main_features,
 )
 
@@ -63,9 +63,9 @@ class CrossNet(nn.Module):
     def __init__(self, width: int, layers: int, rank: int | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            linear(width, width)
+            Linear(width, width)
             if rank is None
-            else nn.Sequential(linear(width, rank, bias=False), linear(rank, width))
+            else nn.Sequential(Linear(width, rank, bias=False), Linear(rank, width))
             for _ in range(layers)
         )
 

@@ -22,11 +22,11 @@ from models.layers import (
     MLP,
     Activation,
     DropoutRate,
+    Linear,
     Widths,
     common_width,
     field_names,
     flatten,
-    linear,
     main_features,
 )
 
@@ -119,4 +119,4 @@ def _bottom(config: DLRMConfig, columns: int, dim: int) -> nn.Sequential:
         batch_norm=config.batch_norm,
         dropout=config.bottom_dropout,
     )
-    return nn.Sequential(mlp, linear(mlp.width, dim), ACTIVATIONS[config.activation](dim))
+    return nn.Sequential(mlp, Linear(mlp.width, dim), ACTIVATIONS[config.activation](dim))

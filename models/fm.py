@@ -8,9 +8,11 @@ D embedding width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from embtables.features import Feature
 from models.base import CTRModel, Inputs, ModelConfig, models
@@ -22,9 +24,26 @@ if TYPE_CHECKING:
 
 def pair_sum(vectors: Tensor) -> Tensor:
     """Return sum_{i<j} <e_i, e_j> [B] of [B, F, D], in O(F D) as ((sum e)^2 - sum e^2) / 2."""
-    square_of_sum = vectors.sum(1).square()
-    sum_of_squares = vectors.square().sum(1)
-    return 0.5 * (square_of_sum - sum_of_squares).sum(1)
+    return _PairSum.apply(vectors)  # pyright: ignore[reportReturnType]
+
+
+class _PairSum(torch.autograd.Function):
+    """The gradient of e_i is the sum of the others; autograd would write every square and its own."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor) -> Tensor:
+        total = vectors.sum(1)
+        ctx.save_for_backward(vectors, total)
+        of_all, of_each = (torch.linalg.vector_norm(e, dim=1) for e in (total, vectors.flatten(1)))
+        return 0.5 * (of_all.square() - of_each.square())
+
+    @staticmethod
+    @once_differentiable  # a second derivative would be wrong without a word
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> Tensor:
+        vectors, total = ctx.saved_tensors
+        return (total.unsqueeze(1) - vectors).mul_(grads[0].view(-1, 1, 1))
 
 
 class FMConfig(ModelConfig):

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from embtables.features import Feature
 from embtables.ranks import ranks, summed
+from models import products
 from models.base import Inputs, pooling_of
 
 if TYPE_CHECKING:
@@ -153,13 +154,18 @@ class FirstOrder(nn.Module):
         return logit if self.bias is None else logit + self.bias
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    """Return a linear layer with Xavier-normal weights and bias 0."""
-    layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.xavier_normal_(layer.weight)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
+class Linear(nn.Linear):
+    """`torch.nn.Linear` with Xavier-normal weights and bias 0, by the fastest product of the CPU."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        nn.init.xavier_normal_(self.weight)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return [.., U] from [.., C]."""
+        return products.linear(input, self.weight, self.bias)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -287,7 +293,7 @@ class MLP(nn.Sequential):
     ) -> None:
         super().__init__()
         for channels in hidden:
-            self.append(linear(inputs, channels))
+            self.append(Linear(inputs, channels))
             if batch_norm:
                 self.append(BatchNorm(channels))
             self.append(ACTIVATIONS[activation](channels))

@@ -14,10 +14,10 @@ from models.layers import (
     BatchNorm,
     FieldVectors,
     FirstOrder,
+    Linear,
     Logit,
     NumericVectors,
     flatten,
-    linear,
     linear_features,
     main_features,
     stack,
@@ -70,7 +70,7 @@ def test_a_missing_value_reads_no_numeric_vector() -> None:
 
 
 def test_linear_layers_start_xavier_normal_with_bias_zero() -> None:
-    for layer in (linear(600, 200), Logit(4000)):
+    for layer in (Linear(600, 200), Logit(4000)):
         fan = sum(layer.weight.shape)
         assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=0.05)
         assert layer.bias.abs().sum() == 0

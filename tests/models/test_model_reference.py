@@ -90,7 +90,13 @@ class TestFirstAndSecondOrder:
 
 def test_pair_sum_by_hand() -> None:
     vectors = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
-    assert pair_sum(vectors).item() == (3 + 8) + (5 + 12) + (15 + 24)
+    assert pair_sum(vectors).item() == pytest.approx((3 + 8) + (5 + 12) + (15 + 24))
+
+
+@pytest.mark.parametrize("fields", [1, 5])
+def test_gradient_of_pair_sum(fields: int) -> None:
+    vectors = torch.randn(3, fields, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(pair_sum, vectors)
 
 
 @pytest.mark.parametrize("rank", [None, 2])
