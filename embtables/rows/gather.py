@@ -119,12 +119,15 @@ class Gather:
         columns = probes if self.combine == "concat" else 1
         if bags is not None and not self.multiplies(probes):
             return _added_up(stored, place, self.skips, probes, columns, bags, self._memory)
-        if columns == probes:
-            kernel = kernels.gather
-        else:
-            kernel = kernels.gather_products if self.multiplies(probes) else kernels.gather_sums
         out = self._memory.take("vectors", columns * n, dim)
-        parallel.call(kernel, *stored, place, self.skips, out, items=len(place))
+        if columns == probes:
+            parallel.call(kernels.gather, *stored, place, self.skips, out, items=len(place))
+        else:
+            product = self.multiplies(probes)
+            parallel.call(
+                kernels.gather_combined, *stored, place, self.skips, product, out,
+                items=len(place),
+            )  # fmt: skip
         out = out.view(n, columns * dim)
         if side_by_side:
             out = out.view(-1, len(segments.lengths), out.shape[1])

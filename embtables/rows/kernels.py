@@ -514,13 +514,6 @@ def _prefetch_read(values, skips, row):
 
 
 @njit(inline="always")
-def _prefetch_reads(values, skips, place, first, count):
-    """Prefetch the rows at places first .. first + count - 1, as far as there are any."""
-    for p in range(first, min(first + count, len(place))):
-        _prefetch_read(values, skips, place[p])
-
-
-@njit(inline="always")
 def _multiply_read(values, scale, skips, row, out, at, buffer):
     """Multiply out[at] by a row, or by zeros."""
     if _absent(skips, row):
@@ -542,14 +535,15 @@ def gather(values, scale, place, skips, out, threads):
 
 
 @njit(parallel=True, cache=True)
-def gather_sums(values, scale, place, skips, out, threads):
-    """Write the sums [n, d] of the K rows of each id.
+def gather_combined(values, scale, place, skips, product, out, threads):
+    """Write the sum or the product [n, d] of the K rows of each id.
 
     Args:
         values: stored rows [R, d].
         scale: [R, 1] of int8 rows, else empty.
         place: [n * K].
         skips: as in `_absent`.
+        product: multiply instead of adding up.
         out: [n, d].
         threads: T.
     """
@@ -559,26 +553,14 @@ def gather_sums(values, scale, place, skips, out, threads):
         buffer = np.empty((1, values.shape[1]), np.float32)
         for i in range(n * t // threads, n * (t + 1) // threads):
             first = i * probes
-            _prefetch_reads(values, skips, place, first + AHEAD, probes)
+            for p in range(first + AHEAD, min(first + AHEAD + probes, len(place))):
+                _prefetch_read(values, skips, place[p])
             _read(values, scale, skips, place[first], out, i)
             for p in range(first + 1, first + probes):
-                if not _absent(skips, place[p]):
+                if product:
+                    _multiply_read(values, scale, skips, place[p], out, i, buffer)
+                elif not _absent(skips, place[p]):
                     _add(values, scale, place[p], np.float32(1), out, i, buffer)
-
-
-@njit(parallel=True, cache=True)
-def gather_products(values, scale, place, skips, out, threads):
-    """Write the products [n, d] of the K rows of each id; arguments as in `gather_sums`."""
-    n = len(out)
-    probes = len(place) // max(n, 1)
-    for t in prange(threads):
-        buffer = np.empty((1, values.shape[1]), np.float32)
-        for i in range(n * t // threads, n * (t + 1) // threads):
-            first = i * probes
-            _prefetch_reads(values, skips, place, first + AHEAD, probes)
-            _read(values, scale, skips, place[first], out, i)
-            for p in range(first + 1, first + probes):
-                _multiply_read(values, scale, skips, place[p], out, i, buffer)
 
 
 @njit(parallel=True, cache=True)
@@ -715,7 +697,7 @@ def sum_products(
     again: they are what they were, for rows change only when all gradients are summed.
 
     Args:
-        values, scale, skips, place: as in `gather_products`.
+        values, scale, skips, place: as in `gather_combined`.
         grads: [n, d] of the ids.
         shift, entries, starts, heads: as in `step`, of reads that have a gradient each.
         ends: [buckets] scratch.

@@ -48,6 +48,24 @@ def test_strided_input() -> None:
     assert_close(products.linear(half, weight[:, :48]), half @ weight[:, :48].T)
 
 
+def test_onednn_gets_dense_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With room between rows it falls back to a product that is a hundred times slower.
+    product, seen = products._product, []
+
+    def spy(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        seen.extend((x, weight))
+        return product(x, weight, bias)
+
+    monkeypatch.setattr(products, "_product", spy)
+    x = torch.randn(100, 110).requires_grad_()
+    weight = torch.randn(70, 100, requires_grad=True)
+    products.linear(x[:, :100], weight).sum().backward()  # whose gradient is expanded
+    assert len(seen) == 6
+    assert all(one.is_contiguous() or one.t().is_contiguous() for one in seen)
+
+
 def test_only_what_needs_a_gradient_gets_one() -> None:
     x, weight, bias = operands((64, 96), 70, True)
     x.requires_grad_(False)
