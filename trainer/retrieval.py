@@ -16,14 +16,15 @@ Items whose vectors are equal, as those of one bucket of a hashed table are, hav
 ties are broken by training count, then by the smaller id; the order is exact, for scores are compared
 as integers and equal vectors are multiplied once. In an arbitrary order they would cost recall.
 
-Shape letters: U users, I items, V distinct item vectors, D their width, P pairs (user, item), B rows
-of a batch, k items kept for a user.
+Shape letters: U users, I items, D the width of their vectors, P pairs (user, item), B rows of a batch,
+k items kept for a user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable
+from functools import cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,16 +41,14 @@ from models.base import CTRModel, TwoTowers, models
 from trainer.config import TrainConfig
 from trainer.predict import Predictor
 from trainer.progress import Progress
+from trainer.ranking import Ranking
 from trainer.signals import Interrupted
 
 Vectors = Callable[[np.ndarray, np.ndarray], tuple[Tensor, Tensor]]
 """Ids of users [U] and of items [I] -> user vectors [U, D] and item vectors [I, D]."""
 
-USERS, ITEMS = 128, 8192
-"""Rows and columns of a block of scores: 4 MB, and 12 MB while it is sorted."""
-
-MASKED = torch.iinfo(torch.int32).min
-"""Below the code of every number, infinities included."""
+USERS = 128
+"""Users who are ranked at a time."""
 
 
 def retrieval_of(store: Store, model: CTRModel, options: TrainConfig) -> Retrieval | None:
@@ -67,6 +66,23 @@ def retrieval_of(store: Store, model: CTRModel, options: TrainConfig) -> Retriev
             f"does not have; use train.loss=bce, or model.kind={' or '.join(able)}"
         )
     return Retrieval(store, model.user, model.item, options.top_k, options.ties)
+
+
+class Task(NamedTuple):
+    """Who is to find what in a split; m pairs (user, item) are left out."""
+
+    wanted: np.ndarray
+    """[U] ids of the users with a relevant item, ascending."""
+    relevant: np.ndarray
+    """[U] relevant items of each."""
+    asked: np.ndarray
+    """Codes (`Retrieval._codes`) of the relevant items that can be recommended, ascending."""
+    row: np.ndarray
+    """[m] place in `wanted` of who took an item in an earlier split, ascending."""
+    place: np.ndarray
+    """[m] place of that item among `Retrieval.items`."""
+    rows: int
+    """Interactions of the split."""
 
 
 class Retrieval:
@@ -105,6 +121,8 @@ class Retrieval:
         self.items = ids[np.argsort(first, kind="stable")]
         self._place = np.full(rows, -1)
         self._place[self.items] = np.arange(rows - 1)
+        # The same at every epoch.
+        self._task = cache(self._find_task)
 
     def measure(
         self,
@@ -125,6 +143,14 @@ class Retrieval:
             Interrupted: `stop` said so.
             ValueError: nothing is held out, or a vector holds NaN or infinity.
         """
+        task = self._task(split, limit)
+        best = self._best(task, *_finite(*vectors(task.wanted, self.items)), stop)
+        hits = _among(task.wanted[:, None] * len(self.items) + best, task.asked)
+        found = ranking_metrics(hits, task.relevant, self.top_k)
+        return {**found, "top_k": self.top_k, "users": len(task.wanted), "rows": task.rows}
+
+    def _find_task(self, split: str, limit: int | None) -> Task:
+        """Return who is to find what."""
         earlier = SPLITS[: SPLITS.index(split)]
         known = np.unique(np.concatenate([np.empty(0, np.int64), *map(self._codes, earlier)]))
         users, items = self._interactions(split, limit)
@@ -135,10 +161,10 @@ class Retrieval:
         wanted = np.flatnonzero(relevant)
         if not len(wanted):
             raise ValueError(f"{split}: no user of the training rows has an item to be found")
-        best = self._best(wanted, known, *_finite(*vectors(wanted, self.items)), stop)
-        hits = np.isin(wanted[:, None] * len(self.items) + best, asked)
-        found = ranking_metrics(hits, relevant[wanted], self.top_k)
-        return {**found, "top_k": self.top_k, "users": len(wanted), "rows": len(users)}
+        owner, place = np.divmod(known, len(self.items))
+        mine = np.flatnonzero(_among(owner, wanted))
+        row = np.searchsorted(wanted, owner[mine])
+        return Task(wanted, relevant[wanted], asked, row, place[mine], len(users))
 
     def popularity(self, users: np.ndarray, items: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return vectors [U, 1] and [I, 1] that rank items by training count alone."""
@@ -175,93 +201,21 @@ class Retrieval:
         return users[both] * len(self.items) + self._place[items[both]]
 
     def _best(
-        self,
-        wanted: np.ndarray,
-        known: np.ndarray,
-        users: Tensor,
-        items: Tensor,
-        stop: Callable[[], bool],
+        self, task: Task, users: Tensor, items: Tensor, stop: Callable[[], bool]
     ) -> np.ndarray:
         """Return the places [U, k] of the best items of the wanted users."""
-        owner, place = np.divmod(known, len(self.items))
-        row = np.searchsorted(wanted, owner)
-        mine = np.flatnonzero(wanted.take(row, mode="clip") == owner)
-        row, place = row[mine], torch.from_numpy(place[mine])
         ranking = Ranking(items, self.top_k)
+        row, place = torch.from_numpy(task.row), torch.from_numpy(task.place)
         best = []
-        with Progress("ranking", -(-len(wanted) // USERS)) as progress:
-            for start in range(0, len(wanted), USERS):
+        with Progress("ranking", -(-len(users) // USERS)) as progress:
+            for start in range(0, len(users), USERS):
                 part = users[start : start + USERS]
-                first, end = np.searchsorted(row, [start, start + len(part)])
-                rows = torch.from_numpy(row[first:end] - start)
-                best.append(ranking(part, rows, place[first:end]).cpu())
+                first, end = np.searchsorted(task.row, [start, start + len(part)])
+                best.append(ranking(part, row[first:end] - start, place[first:end]).cpu())
                 progress.advance(len(part))
                 if stop():
                     raise Interrupted
         return torch.cat(best).numpy()
-
-
-class Ranking:
-    """Exact top-k of inner products; of equal scores the item that comes first.
-
-    Scores are turned into integers of the same order, the place of the item is put below them, and
-    the largest of these 64 bits are kept, block by block. Equal vectors are multiplied once: matrix
-    products may round a column differently by where it stands.
-
-    Args:
-        items: [I, D] vectors.
-        top_k: k, or I where there are fewer items.
-    """
-
-    def __init__(self, items: Tensor, top_k: int) -> None:
-        self.last = len(items) - 1
-        self.top_k = min(top_k, len(items))
-        # Adding 0.0 turns -0.0 into 0.0, here and below.
-        self.vectors, owner = torch.unique(items + 0.0, dim=0, return_inverse=True)
-        # Items of one vector stand side by side in slots.
-        self.owner, self.items = torch.sort(owner, stable=True)
-        self.slots = torch.argsort(self.items)
-        ends = torch.bincount(owner, minlength=len(self.vectors)).cumsum(0).tolist()
-        self.bounds = [0, *ends]
-
-    def __call__(self, users: Tensor, rows: Tensor, masked: Tensor) -> Tensor:
-        """Return the best items [b, k] of users [b, D], the best first.
-
-        Args:
-            users: [b, D] vectors.
-            rows: [m] row in `users` of who is meant by each of the next.
-            masked: [m] items that are not to be recommended to that user.
-        """
-        rows, slots = rows.to(users.device), self.slots[masked.to(users.device)]
-        best = []
-        for first, codes in self._blocks(users):
-            stop = first + codes.shape[1]
-            inside = (slots >= first) & (slots < stop)
-            codes[rows[inside], slots[inside] - first] = MASKED
-            keys = codes.long().bitwise_left_shift_(32).add_(self.last - self.items[first:stop])
-            best.append(keys.topk(min(self.top_k, len(keys[0])), sorted=False).values)
-        return self.last - (torch.cat(best, 1).topk(self.top_k).values & 0xFFFFFFFF)
-
-    def _blocks(self, users: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first slot of a block, and the codes [b, ..] of the scores of its slots."""
-        for start in range(0, len(self.vectors), ITEMS):
-            end = min(start + ITEMS, len(self.vectors))
-            codes = order_codes(users @ self.vectors[start:end].T)
-            first, stop = self.bounds[start], self.bounds[end]
-            if stop - first == end - start:
-                yield first, codes
-            else:
-                for at in range(first, stop, ITEMS):
-                    yield at, codes[:, self.owner[at : min(at + ITEMS, stop)] - start]
-
-
-def order_codes(scores: Tensor) -> Tensor:
-    """Return int32 codes in the order of float32 scores, equal where they are equal.
-
-    Floats are sign and magnitude: the magnitude of the negative ones is turned round.
-    """
-    bits = (scores + 0.0).view(torch.int32)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def ranking_metrics(hits: np.ndarray, relevant: np.ndarray, top_k: int) -> dict[str, float]:
@@ -345,6 +299,12 @@ def _rows(store: Store, name: str) -> int:
             "declare it with vocabulary: closed, or use train.loss=bce"
         )
     return table.rows
+
+
+def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """Return whether each value is one of the others, which are sorted."""
+    at = np.searchsorted(ascending, values)
+    return ascending.take(at, mode="clip") == values
 
 
 def _finite(users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
