@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainer.config import RunConfig
 from trainer.datasets import open_store
 from trainer.loop import Trainer
-from trainer.machine import peak_memory
+from trainer.memory import peak_memory
 
 
 def dry_run(config: RunConfig) -> str:

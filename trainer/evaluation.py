@@ -19,7 +19,7 @@ from trainer.datasets import closing
 from trainer.predict import Predictor
 from trainer.progress import Progress
 from trainer.ranks import total
-from trainer.retrieval import retrieval_of, vectors_of
+from trainer.retrieval import Retrieval, vectors_of
 from trainer.signals import Interrupted
 
 
@@ -28,6 +28,7 @@ def measure_trained(
     split: str,
     predict: Predictor,
     options: TrainConfig,
+    retrieval: Retrieval | None,
     stop: Callable[[], bool] = lambda: False,
     keep: Path | None = None,
 ) -> dict[str, float]:
@@ -38,15 +39,15 @@ def measure_trained(
         split: train, valid or test.
         predict: the model.
         options: of the run.
+        retrieval: what `retrieval_of` gives for it.
         stop: asked after every batch whether to give up.
         keep: file for the logits [rows] float32 of a run by ``bce``.
 
     Raises:
         Interrupted: `stop` said so.
-        ValueError: a prediction is NaN, or a run by ``bpr`` has a model without towers.
+        ValueError: a prediction is NaN.
     """
     size, limit = options.eval_batch_size, options.limit_batches
-    retrieval = retrieval_of(store, predict.model, options)
     if retrieval is None:
         return measure(store, split, predict, size, limit, stop, keep)
     rows = None if limit is None else limit * size

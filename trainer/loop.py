@@ -37,7 +37,8 @@ from trainer.datasets import (
     vocabularies,
 )
 from trainer.evaluation import measure_trained
-from trainer.machine import keep_freed_memory, peak_memory, pick_device, use_bfloat16
+from trainer.machine import pick_device, use_bfloat16
+from trainer.memory import keep_freed_memory, peak_memory
 from trainer.metrics import sign_of
 from trainer.predict import PackedModel, Predictor, save
 from trainer.progress import Progress
@@ -288,7 +289,9 @@ class Trainer:
         if rows is not None:
             limit = self._limited(-(-rows // options.eval_batch_size))
             options = options.model_copy(update={"limit_batches": limit})
-        found = measure_trained(self.store, "valid", self.predict, options, self.stop)
+        found = measure_trained(
+            self.store, "valid", self.predict, options, self.retrieval, self.stop
+        )
         return sign_of(self.options.monitor) * found[options.monitor]
 
     # -- training --------------------------------------------------------------------------------
@@ -527,7 +530,7 @@ class Trainer:
         """
         alone = ranks() == 1  # several stop together, while training
         stop = self.stop if alone else lambda: False
-        return measure_trained(self.store, split, predict, self.options, stop, keep)
+        return measure_trained(self.store, split, predict, self.options, self.retrieval, stop, keep)
 
     def _reduce_lr(self) -> None:
         rule = self.options.reduce_lr

@@ -19,6 +19,7 @@ from trainer.datasets import check_same_data, open_store
 from trainer.evaluation import measure_trained, scores_of
 from trainer.overrides import read_preset
 from trainer.predict import PackedModel
+from trainer.retrieval import retrieval_of
 from trainer.rundir import packed_model
 from trainer.validation import validate
 
@@ -90,7 +91,9 @@ def evaluate_run(path: Path, split: str) -> dict[str, float]:
         ValueError: there is no run, or it is not finished.
     """
     run = FinishedRun.open(path)
-    return measure_trained(run.store(), split, run.model(), run.config.train)
+    store, predict, options = run.store(), run.model(), run.config.train
+    retrieval = retrieval_of(store, predict.model, options)
+    return measure_trained(store, split, predict, options, retrieval)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import typer
 
 from trainer.cli import advise, export, ls, predict, prepare, report, show, sweep, train
 from trainer.cli import eval as evaluate
+from trainer.memory import keep_freed_memory
 
 app = typer.Typer(
     name="embtables",
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr, force=True)
     for name in ("embtables", "data"):
         logging.getLogger(name).setLevel(logging.INFO)
+    keep_freed_memory()
     try:
         app(given, prog_name="embtables")
     except KeyboardInterrupt:
