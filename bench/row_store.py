@@ -8,6 +8,7 @@ medians over rounds. A cell of the results that is measured again is replaced.
 
 Floor = bytes that must move / copy bandwidth measured in the same rounds: rows read, output written,
 gradient read, distinct rows read and written, one number of optimizer state for each, ids twice.
+A copy reads in order, a table is read in no order: "loops" are the plainest loops over the same rows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -32,7 +34,9 @@ from torch import Tensor, nn
 
 from bench.common import known_cells, write_result
 from embtables import Adam, EmbeddingTables, Feature, RowOptimizer, RowWiseAdagrad, Vocabulary
+from embtables.rows.pages import in_large_pages
 from embtables.torchrec_types import KeyedJaggedTensor
+from trainer.rundir import environment
 
 TABLES = 26
 COPY_NUMBERS = 64 * 2**20
@@ -68,6 +72,48 @@ class Native:
     def step(self, grad: Tensor) -> None:
         self.forward().backward(grad)
         self.tables.step()
+
+
+class Loops:
+    """What no row store gets round: reads each row, adds a gradient to each distinct one.
+
+    It knows beforehand which rows are distinct, and sums no gradients of one row.
+    """
+
+    def __init__(self, rows: int, dim: int, ids: Tensor, lengths: Tensor) -> None:
+        table = torch.arange(TABLES).repeat_interleave(lengths.view(TABLES, -1).sum(1))
+        self.rows = (ids + table * rows).numpy()
+        self.bags = torch.arange(len(lengths)).repeat_interleave(lengths).numpy()
+        self.distinct, self.first = np.unique(self.rows, return_index=True)
+        order = np.argsort(self.first)  # as they come in the batch
+        self.distinct, self.first = self.distinct[order], self.bags[self.first[order]]
+        self.table = in_large_pages(torch.empty(TABLES * rows, dim)).zero_().numpy()
+        self.state = np.zeros(TABLES * rows, np.float32)
+        self.out = np.empty((len(lengths), dim), np.float32)
+
+    def forward(self) -> object:
+        numba.set_num_threads(torch.get_num_threads())
+        return _read(self.table, self.rows, self.bags, self.out)
+
+    def step(self, grad: Tensor) -> None:
+        self.forward()
+        given = grad.numpy().reshape(self.out.shape)
+        _add(self.table, self.state, self.distinct, self.first, given)
+
+
+@numba.njit(parallel=True)
+def _read(table: Any, rows: Any, bags: Any, out: Any) -> None:
+    for i in numba.prange(len(rows)):
+        for d in range(table.shape[1]):
+            out[bags[i], d] = table[rows[i], d]
+
+
+@numba.njit(parallel=True)
+def _add(table: Any, state: Any, rows: Any, bags: Any, grad: Any) -> None:
+    for i in numba.prange(len(rows)):
+        state[rows[i]] += 1
+        for d in range(table.shape[1]):
+            table[rows[i], d] += grad[bags[i], d]
 
 
 class Fbgemm:
@@ -137,6 +183,7 @@ def contenders(rows: int, dim: int, ids: Tensor, lengths: Tensor) -> dict[str, A
     adagrad, adam = RowWiseAdagrad(lr=0.01), Adam(lr=0.01)
     found: dict[str, Any] = {
         "native": Native(*shape, adagrad, "native"),
+        "loops": Loops(*shape),
         "fbgemm": Fbgemm(*shape),
     }
     if TABLES * rows * dim * 4 * 7 < MEMORY * 4:
@@ -177,6 +224,7 @@ def measure(cell: dict[str, Any], rounds: int) -> dict[str, Any]:
     }
     return {
         **cell,
+        "cpu": environment()["cpu"],
         "distinct_rows": distinct,
         "copy_gb_per_s": round(bandwidth / 1e9, 1),
         "floor_ms": {kind: round(floor * 1e3, 3) for kind, floor in floors.items()},
@@ -189,10 +237,14 @@ def measure(cell: dict[str, Any], rounds: int) -> dict[str, Any]:
             kind: round(statistics.median(times[f"native: {kind}"]) / floors[kind], 2)
             for kind in floors
         },
+        "native_over_loops": {
+            kind: round(ratio(times[f"native: {kind}"], times[f"loops: {kind}"]), 2)
+            for kind in floors
+        },
         "peer_over_native": {
             name: round(ratio(times[name], times[f"{_ours(name)}: {name.split(': ')[1]}"]), 2)
             for name in works
-            if name != "copy" and not name.startswith("native")
+            if not name.startswith(("copy", "loops", "native"))
         },
     }
 
@@ -244,7 +296,7 @@ if __name__ == "__main__":
         gc.collect()
         print(
             *cell.values(), "| floor", found["floor_ms"]["step"], "| x floor",
-            found["native_over_floor"], "| peers / native",
+            found["native_over_floor"], "| x loops", found["native_over_loops"], "| peers / native",
             {name: value for name, value in found["peer_over_native"].items() if "step" in name},
             flush=True,
         )  # fmt: skip
