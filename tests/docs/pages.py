@@ -18,7 +18,9 @@ PAGES = sorted(
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"^`([\w./-]+)`:\n+```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"^    ((?:make|embtables|python -m) .+?)(?:\s{2,}#.*)?$", re.MULTILINE)
+_COMMAND = re.compile(
+    r"^    ((?:make|embtables|python -m|torchrun) .+?)(?:\s{2,}#.*)?$", re.MULTILINE
+)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`[^`\n]+`")
