@@ -17,7 +17,9 @@ from trainer.advice.facts import Facts
 ROOT = Path(__file__).parents[2]
 EVIDENCE = read_evidence()
 CITED = [
-    pytest.param(one.source, cell, id=f"{Path(one.source).stem} {cell.cell}")
+    pytest.param(
+        one.source, cell, getattr(one, "metric", "auc"), id=f"{Path(one.source).stem} {cell.cell}"
+    )
     for one in (*EVIDENCE.studies, *EVIDENCE.rules)
     if one.source.startswith("bench/")
     for cell in one.cells
@@ -33,10 +35,10 @@ def rounded(value: float | None, found: float | None, digits: int = 4) -> bool:
     return value is None or (found is not None and abs(value - found) <= 0.51 * 10**-digits)
 
 
-@pytest.mark.parametrize(("source", "cell"), CITED)
-def test_cited_results_say_so(source: str, cell: Cell) -> None:
+@pytest.mark.parametrize(("source", "cell", "metric"), CITED)
+def test_cited_results_say_so(source: str, cell: Cell, metric: str) -> None:
     (found,) = [one for one in cells_of(source) if one["name"] == cell.cell]
-    test, valid = found["test"]["auc"], found["valid"]["auc"]
+    test, valid = found["test"][metric], found["valid"][metric]
     given = dict(text.partition("=")[::2] for text in found["overrides"])
     assert float(given["ratio"]) == cell.ratio
     asked = parse_table(given.get("table", "full"))
@@ -56,7 +58,9 @@ def test_recipes_of_cited_results_are_those_that_were_run() -> None:
     assert ran
     for study in ran:
         assert {cell["recipe"] for cell in cells_of(study.source)} == {study.recipe}
-        whole = [c["test"]["auc"]["mean"] for c in cells_of(study.source) if not c["overrides"]]
+        whole = [
+            c["test"][study.metric]["mean"] for c in cells_of(study.source) if not c["overrides"]
+        ]
         assert rounded(study.whole, whole[0])
 
 
