@@ -108,7 +108,7 @@ class Lookup(nn.Module):
                 "bags with weights are added up in one process only: TorchRec's collections are made "
                 "with or without weights; leave them out, or train without torchrun"
             )
-        single = (kjt.lengths().view(len(kjt.keys()), -1) == 1).all(1).tolist()
+        single = _single(kjt)
         picked = [
             group.check(group.select(kjt, keys, single))
             for group, keys in zip(groups, self._keys(tuple(kjt.keys())), strict=True)
@@ -517,6 +517,15 @@ def logical_tables(
                 f"another feature for {other.dim}; features of one table have one width"
             )
     return list(found.values())
+
+
+def _single(kjt: KeyedJaggedTensor) -> list[bool]:
+    """Return for each key whether every bag holds one id: none holds more, and there is one a bag."""
+    bags, keys = kjt.stride(), kjt.keys()
+    if not bags:
+        return [True] * len(keys)
+    most = kjt.lengths().view(len(keys), -1).amax(1).tolist()  # four times as fast as == 1
+    return [one <= 1 and ids == bags for one, ids in zip(most, kjt.length_per_key(), strict=True)]
 
 
 def _falls(counts: np.ndarray | None) -> bool:
