@@ -6,7 +6,8 @@
 id a bag, equal output width, 20 % of the bytes (fp16 and int8 have their own). Train step: look-up,
 backward and row-wise Adagrad of the tables alone, so that no network hides their cost. Inference:
 look-up in the packed tables. All take turns in every round; ratios are medians over rounds. Widths
-that are searched for train as full tables do; what they pack is measured by bench.packed.
+that are searched for train as full tables do; what they pack is measured by bench.packed. The process
+keeps freed memory, as those of the command line do.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bench.row_store import TABLES, ZIPF, draw_ids, in_turns, ratio
 from embtables import EmbeddingTables, Feature, PackedTables, RowWiseAdagrad, Vocabulary
 from embtables.compressor import Pairs, precisions, sharings, widths
 from embtables.torchrec_types import KeyedJaggedTensor
+from trainer.memory import keep_freed_memory
 
 ROWS, SMALL, BATCH, RATIO = 100_000, 1000, 4096, 0.2
 VARIANTS = [
@@ -133,6 +135,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
+    keep_freed_memory()
     lines = [line for dim in options.dims for line in measure(dim, options.threads, options.rounds)]
     print(f"{'table':36} {'dim':>4} {'train ms':>9} {'x full':>7} {'infer ms':>9} {'x full':>7}")
     for line in lines:

@@ -26,7 +26,7 @@ from trainer.report.sections import read_sections
 DOCS = Path(__file__).parents[1] / "docs"
 METHODS, PICTURES = DOCS / "methods", DOCS / "pictures"
 QUALITY = (
-    *("movielens", "search_movielens"),
+    "movielens",
     *(f"sweep_{data}" for data in ("movielens", "frappe", "frappe_plus", "synthetic")),
     "graphhash",
 )

@@ -394,6 +394,8 @@ def main() -> None:
             print(f"{cell.name}: left out, --{cell.data['root']} is not given", file=sys.stderr)
             continue
         lines.append(run_cell(cell, options))
+        if options.only and cell.name in kept:  # the other libraries stay as they were measured
+            lines[-1]["runners"] = kept[cell.name]["runners"] | lines[-1]["runners"]
         kept[cell.name] = lines[-1]
         if options.rows is None:
             ordered = [kept[one.name] for one in CELLS if one.name in kept]

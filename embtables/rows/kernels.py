@@ -77,32 +77,38 @@ _float = _bitcast(types.uint32, types.float32)
 def _lanes(count, onto=None):
     """Return an intrinsic that sets `count` numbers out[i, j:] to factor * x[k, j:].
 
-    With `onto`, "fadd" or "fmul", it adds that or multiplies by it instead.
+    With `onto`, "fadd" or "fmul", it adds that or multiplies by it instead. x may be int8.
     LLVM unrolls its own loops for rows longer than those of most tables, and then runs the scalar rest.
     """
 
     @intrinsic
     def lanes(typing_context, out, i, j, factor, x, k):
-        vector = ir.VectorType(ir.FloatType(), count)
+        floats = ir.VectorType(ir.FloatType(), count)
+        small = x.dtype == types.int8
 
         def codegen(context, builder, signature, arguments):
-            def pointer(array, row):
+            def pointer(array, row, vector, size):
                 found = make_array(signature.args[array])(context, builder, arguments[array])
                 stride = cgutils.unpack_tuple(builder, found.strides, 2)[0]
                 row, column = (
                     context.cast(builder, arguments[n], signature.args[n], types.intp)
                     for n in (row, 2)
                 )
-                byte = builder.add(builder.mul(row, stride), builder.shl(column, column.type(2)))
+                byte = builder.mul(column, column.type(size))
+                byte = builder.add(builder.mul(row, stride), byte)
                 start = builder.bitcast(found.data, ir.IntType(8).as_pointer())
                 return builder.bitcast(builder.gep(start, [byte]), vector.as_pointer())
 
-            target = pointer(0, 1)
+            target = pointer(0, 1, floats, 4)
             index = ir.IntType(32)
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[3], index(0))
+            one = builder.insert_element(ir.Constant(floats, ir.Undefined), arguments[3], index(0))
             first = ir.Constant(ir.VectorType(index, count), [0] * count)
             factors = builder.shuffle_vector(one, one, first)
-            found = builder.load(pointer(4, 5), align=4)
+            if small:
+                bytes_ = ir.VectorType(ir.IntType(8), count)
+                found = builder.sitofp(builder.load(pointer(4, 5, bytes_, 1), align=1), floats)
+            else:
+                found = builder.load(pointer(4, 5, floats, 4), align=4)
             found = builder.fmul(factors, found, flags=("contract",))
             if onto:
                 held = builder.load(target, align=4)
@@ -134,7 +140,7 @@ def set_first(out, i, d, factor, x, k):
     for j in range(d & ~15, d - 3, 4):
         _set4(out, i, j, factor, x, k)
     for j in range(d & ~3, d):
-        out[i, j] = factor * x[k, j]
+        out[i, j] = factor * np.float32(x[k, j])
 
 
 @njit(inline="always")
@@ -172,6 +178,10 @@ def _prefetch(rows, row):
 # Rows are named by array and index throughout: a view of a row would count references atomically.
 
 
+def _prefetch_stored(values, scale, row):
+    """Prefetch a row and its scale."""
+
+
 def _load(values, scale, row, out, at):
     """Read a row as float32 into out[at]."""
 
@@ -186,6 +196,18 @@ def _multiply(values, scale, row, out, at, buffer):
 
 def _save(values, scale, row, new, key):
     """Write new[0] to a row of fewer bits, rounding stochastically."""
+
+
+@overload(_prefetch_stored, inline="always")
+def _prefetch_any_stored(values, scale, row):
+    if values.dtype == types.int8:
+
+        def prefetch(values, scale, row):
+            _prefetch(values, row)
+            prefetch_line(scale, row, 0)
+
+        return prefetch
+    return lambda values, scale, row: _prefetch(values, row)
 
 
 @overload(_load, inline="always")
@@ -204,9 +226,7 @@ def _load_any(values, scale, row, out, at):
     else:
 
         def load(values, scale, row, out, at):
-            factor = scale[row, 0]
-            for j in range(out.shape[1]):
-                out[at, j] = np.float32(values[row, j]) * factor
+            _set_row(out, at, scale[row, 0], values, row)
 
     return load
 
@@ -508,9 +528,9 @@ def _read(values, scale, skips, row, out, at):
 
 
 @njit(inline="always")
-def _prefetch_read(values, skips, row):
+def _prefetch_read(values, scale, skips, row):
     """Prefetch a row that will be read; an address without memory behind it would cost more."""
-    _prefetch(values, 0 if _absent(skips, row) else row)
+    _prefetch_stored(values, scale, 0 if _absent(skips, row) else row)
 
 
 @njit(inline="always")
@@ -530,7 +550,7 @@ def gather(values, scale, place, skips, out, threads):
     for t in prange(threads):
         for i in range(n * t // threads, n * (t + 1) // threads):
             if i + AHEAD < n:
-                _prefetch_read(values, skips, place[i + AHEAD])
+                _prefetch_read(values, scale, skips, place[i + AHEAD])
             _read(values, scale, skips, place[i], out, i)
 
 
@@ -554,7 +574,7 @@ def gather_combined(values, scale, place, skips, product, out, threads):
         for i in range(n * t // threads, n * (t + 1) // threads):
             first = i * probes
             for p in range(first + AHEAD, min(first + AHEAD + probes, len(place))):
-                _prefetch_read(values, skips, place[p])
+                _prefetch_read(values, scale, skips, place[p])
             _read(values, scale, skips, place[first], out, i)
             for p in range(first + 1, first + probes):
                 if product:
@@ -604,7 +624,7 @@ def gather_bags(
                 for k in range(probes):
                     p = i * probes + k
                     if p + AHEAD < len(place):
-                        _prefetch_read(values, skips, place[p + AHEAD])
+                        _prefetch_read(values, scale, skips, place[p + AHEAD])
                     at = start + (k if columns > 1 else 0)
                     sources[p] = at
                     if not _absent(skips, place[p]):
@@ -721,7 +741,7 @@ def sum_products(
                     _prefetch(grads, source)
                     for p in range(source * probes, (source + 1) * probes):
                         if p != later:
-                            _prefetch_read(values, skips, place[p])
+                            _prefetch_read(values, scale, skips, place[p])
                 row, read = entries[i] >> 32, entries[i] & _SOURCE
                 source = np.int64(np.uint32(read) // probes)
                 _set_row(one, 0, np.float32(1), grads, source)
@@ -904,7 +924,7 @@ def step(
             )
             for i in range(count):
                 if i + AHEAD < count:
-                    _prefetch(values, row[i + AHEAD])
+                    _prefetch_stored(values, scale, row[i + AHEAD])
                     _prefetch_state(state, row[i + AHEAD])
                 head[row[i] & mask] = -1
                 if factor != 1:

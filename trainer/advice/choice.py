@@ -130,7 +130,10 @@ def choose(
     planneds = [planned(n, tables, fields, facts.budget, rows, small) for n in names]
     refused = {one.table: _refusal(one, evidence, facts, limits) for one in planneds}
     able = [one for one in planneds if not refused[one.table]]
-    strength = strengths(names, _outcomes(evidence, facts))
+    # A table that cannot be tried speaks against none that can.
+    tried = {AVERAGE, *(one.table for one in able)}
+    outcomes = [o for o in _outcomes(evidence, facts) if {o.better, o.worse} <= tried]
+    strength = strengths(names, outcomes)
     here = [o for study in evidence.studies if study.same for o in study.outcomes(facts)]
     leading = {one.better for one in here} - {one.worse for one in here}
     choices = sorted(
