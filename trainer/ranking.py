@@ -68,8 +68,8 @@ class Ranking:
             most = self.top_k + int(torch.bincount(rows, minlength=1).max())
             owners, codes, behind = self._reaching(users, scores, keys, most)
             masks = rows * len(self.items) + slots
-            open_ = ~torch.isin(owners * len(self.items) + behind, masks)
-            keys = _largest(keys, owners[open_], self._keys(codes[open_], behind[open_]))
+            allowed = ~torch.isin(owners * len(self.items) + behind, masks)
+            keys = _largest(keys, owners[allowed], self._keys(codes[allowed], behind[allowed]))
         else:
             keys = keys.sort(descending=True).values
         return self.last - (keys & 0xFFFFFFFF)

@@ -43,7 +43,7 @@ def _put_first(out, o, count, factor, values, at):
 
 @overload(_put_first, inline="always")
 def _put_first_any(out, o, count, factor, values, at):
-    if values.dtype == types.float32:
+    if values.dtype != types.int16:
         return lambda out, o, count, factor, values, at: set_first(
             out, o, count, factor, values, at
         )
@@ -93,6 +93,12 @@ def _find(words, ranks, masks, starts, runs, layout, dim, place, found, i):
                 at += ones(np.uint64(masks[byte]))
             found[i, _AT], found[i, _COUNT] = first + at, mask + rank * size
             found[i, _PART], found[i, _FORM] = layout[table, STORED] + rank, _MASKED
+
+
+@njit(inline="always")
+def _scaled(scale, found, i):
+    """Return whether the numbers of a read have a scale."""
+    return len(scale) > 0 and (found[i, _COUNT] > 0 or found[i, _FORM] == _MASKED)
 
 
 @njit(inline="always")
@@ -157,6 +163,8 @@ def gather_pruned(
                     found,
                     i,
                 )
+                if _scaled(scale, found, i):
+                    prefetch_line(scale, found[i, _PART], 0)
                 if found[i, _FORM] == _MASKED:
                     prefetch_line(values, found[i, _AT], 0)
                 else:
@@ -164,7 +172,7 @@ def gather_pruned(
                         prefetch_line(values, found[i, _AT], byte)
             for i in range(count):
                 factor = np.float32(1)
-                if len(scale) and (found[i, _COUNT] > 0 or found[i, _FORM] == _MASKED):
+                if _scaled(scale, found, i):
                     factor = scale[found[i, _PART], 0]
                 _copy(values, factor, masks, columns, found, i, out, start + i)
 
