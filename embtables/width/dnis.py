@@ -10,11 +10,11 @@ batches and alpha, with the network at rest, from validation batches, the gradie
 divided by the running mean of its size; alpha is folded into the rows, and what is smallest is pruned
 until the budget is met; retrain (retrain=found, or from the initial weights of what is left). The
 published search does not know the budget, and then cuts blocks whole or not at all, for their
-dimensions are alike; here every byte has a price besides, which rises while alpha keeps more bytes than
-the budget and falls otherwise, so that dimensions compete. A block loses whole dimensions and packs as
-a dense table of those it keeps (form=block), or every row its own (form=element: sparse rows). Bytes:
-those of `rows.pruned`; needs closed vocabularies. When to use: skewed ids, and validation rows that can
-be learned from.
+dimensions are alike; here alpha is projected after each step to keep as many bytes as are allowed,
+which falls to the budget, so that dimensions compete. A block keeps as many dimensions as its alphas
+add up to, those of the largest mean |alpha * E|, and packs as a dense table of them (form=block), or
+every row keeps its own (form=element: sparse rows). Bytes: those of `rows.pruned`; needs closed
+vocabularies. When to use: skewed ids, and validation rows that can be learned from.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from embtables.width._pruned import PerRow, PrunedWidth, PruningSearch, Retrain
 
 _SHRINKING = 0.7
 """Part of the search over which the bytes that alpha may keep fall to the budget."""
-_FIRST_PRICE, _RISE = 0.01, 1.03
-"""Price of a byte, first over the mean size of alpha's gradients, and its factor a step."""
+_LEAST = 1e-3
+"""Size of the gradients of an alpha that no batch has asked for, over the mean size."""
 _NEWS = 0.05
 """Weight of a step in the running mean: a block of rare rows is not in every batch."""
 
@@ -66,7 +66,8 @@ class DNISSearch(PruningSearch["DNIS"]):
         for group, width in zip(self.groups, self.widths, strict=True):
             # Before, zeros are rounded numbers (int8 while training) and may be others again.
             width.learns = stage.name != "retrain"
-            width.set_cells(group.read.tables[0], self.cells)
+            names = group.read.tables[0]
+            width.set_cells(names, self.cells, self.placed[names[0]].precision.row_bytes(width.dim))
             width.to(self.device)
 
     def _cells(self) -> dict[str, Tensor]:
@@ -84,28 +85,17 @@ class DNISSearch(PruningSearch["DNIS"]):
 
     @torch.no_grad()
     def step(self, step: int, steps: int) -> bool:
-        """Step alpha by its gradient, each row's divided by its mean size; the rate falls to zero."""
+        """Step alpha by its gradient, each cell's divided by its mean size; the rate falls to zero."""
         cells = [cells for width in self.widths if (cells := width.cells) is not None]
-        if cells:
-            self._set_price(cells, step / steps)
         for one in cells:
             assert one.alpha.grad is not None
-            grad = one.alpha.grad + one.price * one.rows
-            size = grad.abs().mean(dim=1, keepdim=True)
+            size = one.alpha.grad.abs().mean(dim=1, keepdim=True)
             one.size.copy_(torch.where(one.size > 0, one.size.lerp(size, _NEWS), size))
             rate = self.config.lr * (1 - step / steps)
-            one.alpha.sub_(rate * grad / (one.size + 1e-12)).clamp_(0, 1)
+            one.alpha.sub_(rate * one.alpha.grad / (one.size + 1e-12)).clamp_(0, 1)
+        if cells:
+            project(cells, 1 - (1 - self.share) * min(step / steps / _SHRINKING, 1.0))
         return False
-
-    def _set_price(self, cells: Sequence[Cells], done: float) -> None:
-        """Raise or lower the price of a byte after a part of the search."""
-        allowed = 1 - (1 - self.share) * min(done / _SHRINKING, 1.0)
-        kept = sum(float((one.rows * one.alpha).sum()) for one in cells)
-        kept /= sum(float(one.rows.sum()) * one.alpha.shape[1] for one in cells)
-        for one in cells:
-            if self.share < 1 and not one.price and one.alpha.grad is not None:
-                one.price.copy_(_FIRST_PRICE * one.alpha.grad.abs().mean())
-            one.price.mul_(_RISE if kept > allowed else 1 / _RISE)
 
     @torch.no_grad()
     def end(self, stage: Stage, fitness: Fitness) -> None:
@@ -120,9 +110,9 @@ class DNISSearch(PruningSearch["DNIS"]):
                 rows[name] = self.rows(name) * width.cells.alpha[cells]
                 scores[name] = rows[name].abs()
                 if self.config.form == "block":
-                    means = _mean_by(scores[name], cells)
-                    scores[name] = means[cells]
-                    levels += means.flatten().tolist()
+                    worths = _worths(_mean_by(scores[name], cells), width.cells.alpha)
+                    scores[name] = worths[cells]
+                    levels += worths.flatten().tolist()
         self.prune(rows, scores, sorted(set(levels), reverse=True))
 
 
@@ -133,28 +123,28 @@ class Cells(nn.Module):
         names: [S] physical tables that are read.
         cells: cell of each row of every physical table, [R].
         dim: d.
+        row_bytes: of a row.
 
     Attributes:
         alpha: [cells, d].
-        rows: [cells, 1] of each, over the mean of those that have any.
+        bytes: of a dimension of each, [cells, 1].
         size: running mean of the mean size of their gradients, [cells, 1].
-        price: of a byte, in units of the loss.
     """
 
-    rows: Tensor
+    bytes: Tensor
     size: Tensor
-    price: Tensor
 
-    def __init__(self, names: Sequence[str], cells: dict[str, Tensor], dim: int) -> None:
+    def __init__(
+        self, names: Sequence[str], cells: dict[str, Tensor], dim: int, row_bytes: int
+    ) -> None:
         super().__init__()
         count = max(int(cell.max()) for cell in cells.values()) + 1
         own = torch.cat([cells[name] for name in dict.fromkeys(names)])
-        rows = torch.bincount(own, minlength=count).double().unsqueeze(1)
+        rows = torch.bincount(own, minlength=count).float().unsqueeze(1)
         self.place = PerRow(names, cells)
         self.alpha = nn.Parameter(torch.ones(count, dim))
-        self.register_buffer("rows", (rows / rows[rows > 0].mean()).float(), persistent=False)
+        self.register_buffer("bytes", rows * row_bytes / dim, persistent=False)
         self.register_buffer("size", torch.zeros(count, 1))
-        self.register_buffer("price", torch.zeros(()))
 
     def forward(self, rows: Tensor, segments: Segments) -> Tensor:
         """Return alpha [S, B, d] or [n, d] of rows [1, n]."""
@@ -188,14 +178,15 @@ class DNIS(PrunedWidth):
         self.dim = tables[0].width
         self.cells: Cells | None = None
 
-    def set_cells(self, names: Sequence[str], cells: dict[str, Tensor]) -> None:
+    def set_cells(self, names: Sequence[str], cells: dict[str, Tensor], row_bytes: int) -> None:
         """Give each cell an alpha of ones, or take alpha away.
 
         Args:
             names: [S] physical tables that are read.
             cells: cell of each row of every physical table, [R]; empty takes alpha away.
+            row_bytes: of a row.
         """
-        self.cells = Cells(names, cells, self.dim) if cells else None
+        self.cells = Cells(names, cells, self.dim, row_bytes) if cells else None
 
     def decode(self, vectors: Tensor, rows: Tensor, segments: Segments) -> Tensor:
         """Return alpha times the vectors during the search, else the vectors."""
@@ -225,3 +216,38 @@ def _mean_by(numbers: Tensor, cells: Tensor) -> Tensor:
     """Return the means [cells, d] of numbers [R, d] over the rows of each cell."""
     rows = torch.bincount(cells).clamp(min=1).unsqueeze(1)
     return numbers.new_zeros(len(rows), numbers.shape[1]).index_add_(0, cells, numbers) / rows
+
+
+def _worths(means: Tensor, alpha: Tensor) -> Tensor:
+    """Return the worths [cells, d] of dimensions of mean size `means`, above d where they are kept.
+
+    Those before the width of their cell, which is the sum of its alphas; 0 where there is nothing.
+    """
+    place = means.argsort(dim=1, descending=True).argsort(dim=1)
+    width = alpha[: len(means)].sum(1, keepdim=True)
+    return torch.where(means > 0, alpha.shape[1] + width - place, 0.0)
+
+
+def project(cells: Sequence[Cells], allowed: float) -> None:
+    """Lower alphas so that they keep at most a part `allowed` of the bytes.
+
+    It is the step that costs the loss least where that is a quadratic of curvature `size` in alpha:
+    all pay one price, bytes / size times it, the least that is enough. With the k alphas that last
+    longest, sum bytes * alpha - price * sum bytes * cost are left, and of all k that which has most.
+    """
+    typical = torch.cat([one.size for one in cells]).mean()
+    costs = [one.bytes / (one.size + _LEAST * typical + 1e-12) for one in cells]
+    number = _flat(cells, [one.bytes for one in cells])
+    alpha, cost = _flat(cells, [one.alpha for one in cells]), _flat(cells, costs)
+    order = (alpha / cost).argsort(descending=True)
+    kept = (number * alpha)[order].cumsum(0)
+    paid = (number * cost)[order].cumsum(0)
+    price = ((kept - allowed * number.sum()) / paid).max().clamp(min=0)
+    for one, own in zip(cells, costs, strict=True):
+        one.alpha.sub_(price * own).clamp_(min=0)
+
+
+def _flat(cells: Sequence[Cells], parts: Sequence[Tensor]) -> Tensor:
+    """Return one tensor of parts [cells, 1] or [cells, d], a number for each alpha."""
+    spread = [part.expand_as(one.alpha) for one, part in zip(cells, parts, strict=True)]
+    return torch.cat([part.flatten() for part in spread])
