@@ -24,7 +24,9 @@ def dry_run(config: RunConfig) -> str:
     size = trainer.tables.bytes()
     network = trainer.parameters()["network"]
     state = sum(
-        value.nbytes for slot in trainer.optimizer.state.values() for value in slot.values()
+        value.nbytes
+        for slot in trainer.train_step.optimizer.state.values()
+        for value in slot.values()
     )
     rows = trainer.store.schema.rows
     lines = [

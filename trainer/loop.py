@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from data.batch import Batch
 from data.loader import Loader
@@ -23,7 +22,7 @@ from data.store import Store
 from embtables import EmbeddingTables
 from embtables.budget import follows_share
 from embtables.ranks import on_first, rank, ranks
-from embtables.search import Search, Stage, search_of, stages_of
+from embtables.search import Stage, search_of, stages_of
 from models.base import CTRModel, models
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoints
@@ -44,17 +43,17 @@ from trainer.predict import PackedModel, Predictor, save
 from trainer.progress import Progress
 from trainer.ranks import (
     any_rank,
-    average_gradients,
     is_first,
     job_size,
     joined,
     own_seed,
     total,
 )
-from trainer.retrieval import bpr_loss, retrieval_of
+from trainer.retrieval import retrieval_of
 from trainer.rundir import RunDir, config_hash
 from trainer.signals import Interrupted, StopSignal
 from trainer.state import State
+from trainer.step import TrainStep
 
 log = logging.getLogger("embtables")
 
@@ -156,9 +155,9 @@ class Trainer:
         self._build_tables()
         self.model = self._first_model()
         self.stages = stages_of(self.search)
-        self._begin_stage()
         self.loader = self._shuffled("train")
         self.steps_per_epoch = self._limited(len(self.loader))
+        self._begin_stage()
 
     # -- what is trained ---------------------------------------------------------------------------
 
@@ -208,28 +207,21 @@ class Trainer:
 
     def _begin_stage(self) -> None:
         """Make what the stage trains with: optimizers, and the structure it learns."""
-        structure: list[nn.Parameter] = []
         if self.search is not None:
             self.search.begin(self.stage)
-            structure = self.search.parameters
-        self.structure = structure
-        # What a forward pass moves (batch normalisation): held-out rows must leave no trace there.
-        self.statistics = [
-            *self.model.buffers(),
-            *([] if self.search is None else self.search.statistics),
-        ]
-        for parameter in structure:
-            parameter.requires_grad_(self.stage.structure == "train")
-        self.model.requires_grad_(self.stage.network)
-        network = list(self.model.parameters()) if self.stage.network else []
-        # What a method learns beside rows (a projection) is trained like the network.
-        learned = {id(parameter) for parameter in structure}
-        beside = [p for p in self.tables.groups.parameters() if id(p) not in learned]
-        self.weights = [*network, *beside]
         self.predict = Predictor(self.model, self.tables, self.device, self.bfloat16)
         self.retrieval = retrieval_of(self.store, self.model, self.options)
-        # As a group, for it may be empty: matrix factorization has no weights beside its rows.
-        self.optimizer = self.config.dense.build([{"params": self.weights}])
+        steps = self._epochs() * self.steps_per_epoch
+        self.train_step = TrainStep(
+            self.config,
+            self.predict,
+            self.tables,
+            self.search,
+            self.stage,
+            self.state,
+            steps,
+            self.retrieval,
+        )
 
     def _end_stage(self) -> None:
         """Hand over from the stage that is over, and begin the next one if there is one."""
@@ -262,7 +254,7 @@ class Trainer:
         if self.stage.restart:
             self.model.load_state_dict(self._first_model().state_dict())
         self._begin_stage()
-        self._apply_lr()
+        self.train_step.set_lr()
         self.state.stage_over = self.stage.epochs == 0
         self.save()
 
@@ -341,7 +333,7 @@ class Trainer:
             for batch in batches:
                 other = next(held_out) if self.stage.structure == "valid" else None
                 rows = self._batch_rows()
-                loss = self.train_step(batch, other)
+                loss = self.train_step(batch, other, rows)
                 loss_sum += loss.double() * (rows / ranks())
                 self._count(rows, 0 if other is None else len(other.label))
                 checkpoint_due = _every(options.checkpoint_every, state.step)
@@ -361,48 +353,6 @@ class Trainer:
                     break
                 if checkpoint_due:
                     self.save()
-
-    def train_step(self, batch: Batch, held_out: Batch | None = None) -> Tensor:
-        """Take one step and return its loss, a scalar; over ranks its mean is that of the batch.
-
-        Args:
-            batch: training rows.
-            held_out: validation rows, where the stage learns its structure from them.
-        """
-        self.optimizer.zero_grad()
-        self.tables.zero_grad()
-        loss = self._loss(batch)
-        objective = loss + self.tables.penalty()
-        if self.search is not None and self.stage.structure == "train":
-            objective = objective + self.search.penalty()
-        objective.backward()
-        average_gradients(self.weights)
-        if self.options.clip_norm is not None:
-            self._clip(self.options.clip_norm)
-        self.optimizer.step()
-        self.tables.step()
-        if self.search is not None:
-            self._learn_structure(self.search, held_out)
-        return loss.detach()
-
-    def _learn_structure(self, search: Search, held_out: Batch | None) -> None:
-        """Update the structure, by the gradients of the held-out batch if there is one."""
-        if held_out is not None:
-            for parameter in self.structure:
-                parameter.requires_grad_(True)
-            before = [(statistic, statistic.clone()) for statistic in self.statistics]
-            loss = self._loss(held_out) + search.penalty()
-            grads = torch.autograd.grad(loss, self.structure)
-            self.tables.zero_grad()
-            for statistic, value in before:
-                statistic.copy_(value)
-            for parameter, grad in zip(self.structure, grads, strict=True):
-                parameter.requires_grad_(False)
-                parameter.grad = grad
-        steps = self._epochs() * self.steps_per_epoch
-        self.state.stage_over = search.step(self.state.stage_step + 1, steps)
-        for parameter in self.structure:
-            parameter.grad = None
 
     def _held_out(self) -> Iterator[Batch]:
         """Yield shuffled batches of validation rows without end, from where the stage stands."""
@@ -437,30 +387,6 @@ class Trainer:
 
     def _epochs(self) -> int:
         return self.options.epochs if self.stage.epochs is None else self.stage.epochs
-
-    def _loss(self, batch: Batch) -> Tensor:
-        if self.retrieval is None:
-            batch = batch.to(self.device)
-            logits = self.predict.forward(batch).float()
-            loss = functional.binary_cross_entropy_with_logits(logits, batch.label)
-            # The mean over ranks is the mean over the batch, although one may have a row more.
-            return loss * (len(batch.label) * ranks() / self._batch_rows()) if ranks() > 1 else loss
-        both = self.retrieval.with_negatives(batch, self.options.negatives).to(self.device)
-        loss = bpr_loss(self.predict.forward(both).float(), batch.label.to(self.device))
-        if ranks() == 1:
-            return loss
-        taken = batch.label.sum().to(self.device)  # BPR is a mean over the rows with label 1
-        return loss * (taken * ranks() / total(taken).clamp(min=1))
-
-    def _clip(self, limit: float) -> None:
-        """Scale all gradients so that their common norm is at most `limit`."""
-        grads = [weight.grad for weight in self.weights if weight.grad is not None]
-        squares = [grad.square().sum() for grad in grads] + [self.tables.grad_square_sum()]
-        norm = torch.stack([square.to(self.device) for square in squares]).sum().sqrt()
-        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(factor)
-        self.tables.scale_grads(factor)
 
     def _count(self, rows: int, held_out: int) -> None:
         """Move the position behind the batch just trained on, and the one of held-out rows."""
@@ -537,12 +463,7 @@ class Trainer:
         if rule is not None:
             self.state.lr_dense = rule.reduced(self.state.lr_dense)
             self.state.lr_rows = rule.reduced(self.state.lr_rows)
-            self._apply_lr()
-
-    def _apply_lr(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.state.lr_dense
-        self.tables.set_lr(self.state.lr_rows)
+            self.train_step.set_lr()
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -610,7 +531,9 @@ class Trainer:
         tensors = {
             **checkpoint.under("model", self.model.state_dict()),
             **checkpoint.under("tables", self.tables.training_state()),
-            **checkpoint.under("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
+            **checkpoint.under(
+                "optimizer", checkpoint.optimizer_tensors(self.train_step.optimizer)
+            ),
             "rng/cpu": torch.get_rng_state(),
         }
         if self.device.type == "cuda":
@@ -650,8 +573,10 @@ class Trainer:
             self._build_tables()
         self._begin_stage()
         tensors = self._load_weights(checkpoints, path)
-        checkpoint.load_optimizer_tensors(self.optimizer, checkpoint.taken("optimizer", tensors))
-        self._apply_lr()
+        checkpoint.load_optimizer_tensors(
+            self.train_step.optimizer, checkpoint.taken("optimizer", tensors)
+        )
+        self.train_step.set_lr()
         rng = checkpoint.taken("rng", tensors)
         if "cpu" in rng:
             torch.set_rng_state(rng["cpu"])

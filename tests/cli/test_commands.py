@@ -10,15 +10,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from data.batch import Batch
 from data.frappe_x1 import FIELDS
 from trainer.cli import main
-from trainer.loop import Trainer
 from trainer.metrics import auc
+from trainer.step import TrainStep
 
 MAIN = "from trainer.cli import main; main()"
 LOADED = (
@@ -210,15 +210,15 @@ def test_interrupted_run_is_resumed_by_the_same_command(
     number: signal.Signals,
 ) -> None:
     run = tmp_path / "run"
-    plain = Trainer.train_step
+    plain = TrainStep.__call__
 
-    def train_step(self: Trainer, *batches: Batch) -> object:
+    def train_step(self: TrainStep, *batches: Any) -> object:
         if self.state.step == 2:
             os.kill(os.getpid(), number)
         return plain(self, *batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", train_step)
+        patch.setattr(TrainStep, "__call__", train_step)
         done = embtables("train", str(recipe), "--run-dir", str(run))
     assert done.code == 130
     assert "The same command resumes it" in done.err

@@ -24,17 +24,17 @@ from torch import Tensor
 from embtables.ranks import rank, ranks
 from trainer import loop
 from trainer.config import load_config
-from trainer.loop import Trainer
 from trainer.ranks import total
 from trainer.signals import Interrupted
+from trainer.step import TrainStep
 
 
 def run(job: dict[str, Any]) -> None:
     """Train once, as the job says."""
     losses: list[float] = []
-    plain = Trainer.train_step
+    plain = TrainStep.__call__
 
-    def train_step(self: Trainer, *batches: Any) -> Tensor:
+    def train_step(self: TrainStep, *batches: Any) -> Tensor:
         step = self.state.step + 1
         first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if step == job.get("kill_at") and rank() in job["kill"] and first:
@@ -45,14 +45,14 @@ def run(job: dict[str, Any]) -> None:
         losses.append(float(total(loss.double())) / ranks())
         return loss
 
-    Trainer.train_step = train_step  # pyright: ignore[reportAttributeAccessIssue]
+    TrainStep.__call__ = train_step  # pyright: ignore[reportAttributeAccessIssue]
     try:
         config = load_config(job["recipe"], job["overrides"]).config
         loop.train(config, job["run"])
     except Interrupted:
         assert "stop_at" in job
     finally:
-        Trainer.train_step = plain
+        TrainStep.__call__ = plain
     if "losses" in job and os.environ["RANK"] == "0":
         Path(job["losses"]).write_text(json.dumps(losses))
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.batch import Batch
 from trainer import checkpoint, storage
 from trainer.checkpoint import Checkpoints
 from trainer.config import RunConfig
-from trainer.loop import Trainer, train
+from trainer.loop import train
+from trainer.step import TrainStep
 
 Tiny = Callable[..., RunConfig]
 
@@ -381,15 +381,15 @@ def test_run_on_a_full_disk_is_resumed_to_the_same_numbers(
 def stopped(tiny: Tiny, run: Path, patch: pytest.MonkeyPatch, *overrides: str) -> RunConfig:
     """A run that is killed at step 27, behind its checkpoint at step 25."""
     config = tiny("train.checkpoint_every=5", *overrides)
-    step = Trainer.train_step
+    step = TrainStep.__call__
 
-    def train_step(self: Trainer, *batches: Batch) -> Tensor:
+    def train_step(self: TrainStep, *batches: Any) -> Tensor:
         if self.state.step == 27:
             raise RuntimeError("power cut")
         return step(self, *batches)
 
     with patch.context() as inner:
-        inner.setattr(Trainer, "train_step", train_step)
+        inner.setattr(TrainStep, "__call__", train_step)
         with pytest.raises(RuntimeError, match="power cut"):
             train(config, run)
     return config
@@ -453,6 +453,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
 from trainer.checkpoint import Checkpoints
+from trainer.step import TrainStep
 
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])

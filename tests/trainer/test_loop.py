@@ -16,7 +16,6 @@ import polars as pl
 import pytest
 import torch
 
-from data.batch import Batch
 from trainer import loop
 from trainer.config import RunConfig, load_config
 from trainer.datasets import open_store
@@ -26,6 +25,7 @@ from trainer.loop import Trainer, train
 from trainer.predict import PackedModel
 from trainer.runs import evaluate_run
 from trainer.signals import Interrupted
+from trainer.step import TrainStep
 
 Tiny = Callable[..., RunConfig]
 WALL = {"seconds", "train_seconds", "search_seconds", "rows_per_second", "peak_memory_bytes"}
@@ -46,14 +46,14 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Do something in the middle of a training step."""
-    plain = Trainer.train_step
+    plain = TrainStep.__call__
 
-    def train_step(self: Trainer, *batches: Batch) -> torch.Tensor:
+    def train_step(self: TrainStep, *batches: Any) -> torch.Tensor:
         if self.state.step + 1 == step:
             action()
         return plain(self, *batches)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(TrainStep, "__call__", train_step)
 
 
 def crash() -> None:
@@ -181,7 +181,9 @@ def test_lowered_rates_reach_both_optimizers(tiny: Tiny) -> None:
     trainer = Trainer(config, open_store(config))
     trainer._reduce_lr()
     assert trainer.tables.lr == pytest.approx(1e-3)
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([1e-3])
+    assert [group["lr"] for group in trainer.train_step.optimizer.param_groups] == pytest.approx(
+        [1e-3]
+    )
 
 
 def test_monitored_logloss_is_minimised(tiny: Tiny, tmp_path: Path) -> None:
@@ -195,11 +197,14 @@ def test_clipping_bounds_the_norm_over_tables_and_network(tiny: Tiny) -> None:
         "train.clip_norm=0.01", "rows.kind=sgd", "rows.lr=1", "dense.kind=sgd", "dense.lr=1"
     )
     trainer = Trainer(config, open_store(config))
-    before = [weight.detach().clone() for weight in trainer.weights]
+    before = [weight.detach().clone() for weight in trainer.train_step.weights]
     rows = {key: value.clone() for key, value in trainer.tables.training_state().items()}
     trainer.train_step(next(iter(trainer.loader)))
     after = trainer.tables.training_state()
-    moved = [(a.detach() - b).square().sum() for a, b in zip(trainer.weights, before, strict=True)]
+    moved = [
+        (a.detach() - b).square().sum()
+        for a, b in zip(trainer.train_step.weights, before, strict=True)
+    ]
     moved += [(after[key] - value).square().sum() for key, value in rows.items() if "values" in key]
     # with plain SGD at lr 1 the move is the gradient
     assert float(torch.stack(moved).sum().sqrt()) == pytest.approx(0.01, rel=1e-3)

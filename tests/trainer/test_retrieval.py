@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from data.batch import Batch
 from data.loader import Loader
 from data.store import Store
 from trainer import retrieval as module
@@ -30,6 +30,7 @@ from trainer.retrieval import (
 )
 from trainer.runs import evaluate_run
 from trainer.signals import Interrupted
+from trainer.step import TrainStep
 from trainer.summary import summary_text
 from trainer.validation import ConfigError
 
@@ -288,15 +289,15 @@ def test_resumed_run_equals_an_unbroken_one(
     size = () if table == "full" else ("ratio=0.5",)
     config = pairs(f"table={table}", *size, "train.checkpoint_every=2", "train.negatives=2")
     train(config, tmp_path / "whole")
-    plain = Trainer.train_step
+    plain = TrainStep.__call__
 
-    def crash_at_7(self: Trainer, *batches: Batch) -> Tensor:
+    def crash_at_7(self: TrainStep, *batches: Any) -> Tensor:
         if self.state.step == 6:
             raise RuntimeError("power cut")
         return plain(self, *batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", crash_at_7)
+        patch.setattr(TrainStep, "__call__", crash_at_7)
         with pytest.raises(RuntimeError, match="power cut"):
             train(config, tmp_path / "broken")
     train(config, tmp_path / "broken")

@@ -23,6 +23,8 @@ from trainer import loop
 from trainer.config import RunConfig, load_config
 from trainer.datasets import open_store
 from trainer.loop import Trainer, train
+from trainer.state import State
+from trainer.step import TrainStep
 
 Tiny = Callable[..., RunConfig]
 
@@ -121,12 +123,18 @@ class Cut(Exception):
     """The power is cut."""
 
 
-def cut(patch: pytest.MonkeyPatch, what: str, when: Callable[[Trainer], bool], after: bool) -> None:
-    """Cut the power before or after the first call of a method of the trainer for which `when`."""
-    plain = getattr(Trainer, what)
+def cut(
+    patch: pytest.MonkeyPatch,
+    what: str,
+    when: Callable[[State], bool],
+    after: bool,
+) -> None:
+    """Cut the power before or after the first step, or call of the trainer, for which `when`."""
+    owner, what = (TrainStep, "__call__") if what == "train_step" else (Trainer, what)
+    plain = getattr(owner, what)
 
-    def broken(self: Trainer, *args: Any, **options: Any) -> Any:
-        due = when(self)
+    def broken(self: Trainer | TrainStep, *args: Any, **options: Any) -> Any:
+        due = when(self.state)
         if due and not after:
             raise Cut
         found = plain(self, *args, **options)
@@ -134,23 +142,23 @@ def cut(patch: pytest.MonkeyPatch, what: str, when: Callable[[Trainer], bool], a
             raise Cut
         return found
 
-    patch.setattr(Trainer, what, broken)
+    patch.setattr(owner, what, broken)
 
 
-def _in_stage(number: int) -> Callable[[Trainer], bool]:
-    return lambda trainer: trainer.state.stage == number
+def _in_stage(number: int) -> Callable[[State], bool]:
+    return lambda state: state.stage == number
 
 
-PLACES: dict[str, tuple[str, Callable[[int], Callable[[Trainer], bool]], bool]] = {
-    "in the first step": ("train_step", lambda n: lambda t: t.state.stage == n, False),
+PLACES: dict[str, tuple[str, Callable[[int], Callable[[State], bool]], bool]] = {
+    "in the first step": ("train_step", _in_stage, False),
     "before a checkpoint": (
         "train_step",
-        lambda n: lambda t: t.state.stage == n and t.state.stage_step == 3,
+        lambda n: lambda state: state.stage == n and state.stage_step == 3,
         False,
     ),
     "behind a checkpoint": (
         "train_step",
-        lambda n: lambda t: t.state.stage == n and t.state.stage_step == 5,
+        lambda n: lambda state: state.stage == n and state.stage_step == 5,
         False,
     ),
     "while evaluating": ("measure", _in_stage, False),
@@ -312,7 +320,7 @@ def _at_search(config: RunConfig) -> Trainer:
 
 
 def _structure(trainer: Trainer) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in trainer.structure]
+    return [parameter.detach().clone() for parameter in trainer.train_step.structure]
 
 
 def _rows(trainer: Trainer) -> dict[str, Tensor]:
@@ -341,7 +349,7 @@ def test_weights_never_see_the_validation_loss(tiny: Tiny, kind: str) -> None:
         torch.manual_seed(0)
         for _ in range(3):
             # Rows that alpha scales see what alpha was: one and the same for the first step.
-            for parameter in trainer.structure:
+            for parameter in trainer.train_step.structure:
                 parameter.data.fill_(1.0)
             trainer.train_step(*_batches(trainer, other))
             trainer.state.stage_step += 1
@@ -355,24 +363,27 @@ def test_weights_never_see_the_validation_loss(tiny: Tiny, kind: str) -> None:
 def test_the_structure_never_sees_the_training_loss(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    table = TABLES[kind].replace(")", ", l1=0)") if kind == "dnis" else TABLES[kind]
-    trainer = _at_search(tiny(f"table={table}", "ratio=0.75"))
+    # Without a budget to keep and without its penalty, alpha has nothing else to follow.
+    given = (
+        (TABLES[kind].replace(")", ", l1=0)"),) if kind == "dnis" else (TABLES[kind], "ratio=0.75")
+    )
+    trainer = _at_search(tiny(f"table={given[0]}", *given[1:]))
     before, rows = _structure(trainer), _rows(trainer)
-    plain = Trainer._loss
+    plain = TrainStep._loss
     seen: list[bool] = []
     batch, held_out = _batches(trainer)
 
-    def loss(self: Trainer, given: Batch) -> Tensor:
+    def loss(self: TrainStep, given: Batch, rows: int | None = None) -> Tensor:
         seen.append(given is held_out)
         # Constant in all that is learned, but a function of it.
-        return plain(self, given) * (0.0 if given is held_out else 1.0)
+        return plain(self, given, rows) * (0.0 if given is held_out else 1.0)
 
-    monkeypatch.setattr(Trainer, "_loss", loss)
+    monkeypatch.setattr(TrainStep, "_loss", loss)
     trainer.train_step(batch, held_out)
     assert seen == [False, True]
     assert all(torch.equal(a, b) for a, b in zip(_structure(trainer), before, strict=True))
     assert any(not torch.equal(_rows(trainer)[key], tensor) for key, tensor in rows.items())
-    assert all(p.grad is None for p in trainer.structure)
+    assert all(p.grad is None for p in trainer.train_step.structure)
 
 
 @pytest.mark.parametrize("kind", ["dnis", "autodim"])
@@ -381,17 +392,17 @@ def test_batches_of_the_structure_are_validation_rows(
 ) -> None:
     """In every epoch of the search each validation row as often as any other, to one."""
     given: list[int] = []
-    plain = Trainer.train_step
+    plain = TrainStep.__call__
 
-    def train_step(self: Trainer, batch: Batch, held_out: Batch | None = None) -> Tensor:
+    def train_step(self: TrainStep, batch: Batch, held_out: Batch | None, rows: int) -> Tensor:
         assert (held_out is not None) == (self.stage.structure == "valid")
         if held_out is not None:
             given.append(len(held_out.label))
             labels.append(held_out.label)
-        return plain(self, batch, held_out)
+        return plain(self, batch, held_out, rows)
 
     labels: list[Tensor] = []
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(TrainStep, "__call__", train_step)
     config = tiny(f"table={TABLES[kind]}", *OPTIONS)
     train(config, tmp_path)
     assert given == [100] * 6
@@ -403,17 +414,17 @@ def test_the_network_is_at_rest_while_dnis_searches(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: dict[str, list[bool]] = {}
-    plain = Trainer.train_step
+    plain = TrainStep.__call__
 
-    def train_step(self: Trainer, batch: Batch, held_out: Batch | None = None) -> Tensor:
+    def train_step(self: TrainStep, batch: Batch, held_out: Batch | None, rows: int) -> Tensor:
         before = {name: value.clone() for name, value in self.model.state_dict().items()}
-        loss = plain(self, batch, held_out)
+        loss = plain(self, batch, held_out, rows)
         after = self.model.state_dict()
         same = all(torch.equal(after[name], value) for name, value in before.items())
         moved.setdefault(self.stage.name, []).append(not same)
         return loss
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(TrainStep, "__call__", train_step)
     train(tiny(f"table={TABLES['dnis']}", *OPTIONS), tmp_path)
     assert {name: set(found) for name, found in moved.items()} == {
         "warm-up": {True},
@@ -433,14 +444,14 @@ def test_the_network_restarts_where_asked(
         table = table.replace(")", f", retrain={retrain})")
     config = tiny(f"table={table}", *OPTIONS, "train.epochs=1")
     first: dict[str, dict[str, Tensor]] = {}
-    plain = Trainer.train_step
+    plain = TrainStep.__call__
 
-    def train_step(self: Trainer, *batches: Batch) -> Tensor:
+    def train_step(self: TrainStep, *batches: Any) -> Tensor:
         if self.stage.name not in first:
             first[self.stage.name] = {n: v.clone() for n, v in self.model.state_dict().items()}
         return plain(self, *batches)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(TrainStep, "__call__", train_step)
     train(config, tmp_path)
     begun, again = first[STAGES[kind][0]], first["retrain"]
     same = all(torch.equal(again[name], value) for name, value in begun.items())
@@ -451,9 +462,9 @@ def test_each_stage_begins_with_fresh_rates_and_optimizers(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[tuple[str, float, float, bool]] = []
-    plain = Trainer.train_step
+    plain = TrainStep.__call__
 
-    def train_step(self: Trainer, *batches: Batch) -> Tensor:
+    def train_step(self: TrainStep, *batches: Any) -> Tensor:
         if self.state.stage_step == 0:
             state = self.tables.store.training_state()
             moments = [value for key, value in state.items() if key.startswith("optimizer.")]
@@ -466,7 +477,7 @@ def test_each_stage_begins_with_fresh_rates_and_optimizers(
 
     values = iter([0.9, 0.8, 0.7, 0.6, *[0.5] * 90])
     measure = Trainer.measure
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(TrainStep, "__call__", train_step)
     monkeypatch.setattr(
         Trainer,
         "measure",
@@ -541,8 +552,8 @@ def test_structure_is_there_only_while_it_is_learned(tiny: Tiny) -> None:
     for number in range(3):
         trainer.state.stage = number
         trainer._begin_stage()
-        learned = {id(parameter) for parameter in trainer.structure}
-        assert not learned & {id(weight) for weight in trainer.weights}
+        learned = {id(parameter) for parameter in trainer.train_step.structure}
+        assert not learned & {id(weight) for weight in trainer.train_step.weights}
         seen.append(len(learned))
         assert all(
             isinstance(width, DNIS | AutoDim) and not parameter.requires_grad
