@@ -8,6 +8,8 @@ DCN-V2 on MovieLens-1M, DeepFM and AutoInt+ on Frappe_x1, AutoInt on two million
 1 % of the bytes of the full table. All train with the settings of their recipe in every stage; the epoch
 and whatever a search decides are chosen on validation. A size that a method cannot reach stays in the
 table as its reason. What ``results/sweep_<data>.json`` has is not run again: a command adds to it.
+DeepFM on Frappe computes its network in bfloat16: 1.6 times as fast, with an AUC of .9761 after four
+epochs where float32 has .9766 (bench/results/training.json).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from trainer.sweep import sweep
 
 DATA = {
     "movielens": ("movielens_1m/dcnv2",),
-    "frappe": ("frappe_x1/deepfm",),
+    "frappe": ("frappe_x1/deepfm", "train.precision=bf16"),
     "frappe_plus": ("frappe_x1/autoint_plus",),
     "synthetic": ("synthetic/autoint", "data.rows=2000000"),
 }
