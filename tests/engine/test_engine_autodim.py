@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from searching import ROWS, linear_loss, make_batch, make_tables, run_search, searched, smallness
 from torch import Tensor
 
-from embtables import (
-    EmbeddingTables,
-)
+from embtables import EmbeddingTables
 from embtables.search import Search, Stage
 from embtables.width.autodim import AutoDim, candidates, choose
 

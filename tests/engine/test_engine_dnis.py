@@ -19,9 +19,7 @@ from searching import (
     train_step,
 )
 
-from embtables import (
-    EmbeddingTables,
-)
+from embtables import EmbeddingTables
 from embtables.search import Stage
 from embtables.width.dnis import DNIS, Cells, DNISSearch, blocks, project
 

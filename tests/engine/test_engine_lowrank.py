@@ -17,10 +17,7 @@ from searching import (
 )
 from torch import Tensor
 
-from embtables import (
-    EmbeddingTables,
-    parse_table,
-)
+from embtables import EmbeddingTables, parse_table
 from embtables.budget import plan_bytes
 from embtables.search import Search, Stage, search_of
 from embtables.width.lowrank import LowRank, principal

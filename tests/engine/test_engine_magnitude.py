@@ -9,9 +9,7 @@ import torch
 from searching import begin, linear_loss, make_tables, rows_of, search_in, searched, smallness
 from torch import Tensor
 
-from embtables import (
-    EmbeddingTables,
-)
+from embtables import EmbeddingTables
 from embtables.search import Search, Stage
 
 

@@ -21,9 +21,7 @@ from searching import (
 )
 from torch import Tensor
 
-from embtables import (
-    EmbeddingTables,
-)
+from embtables import EmbeddingTables
 from embtables.search import Search, Stage
 from embtables.torchrec_types import KeyedJaggedTensor
 from embtables.width.optembed import OptEmbed, OptEmbedSearch, _Step, evolve

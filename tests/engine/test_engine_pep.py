@@ -18,9 +18,7 @@ from searching import (
 )
 from torch import Tensor
 
-from embtables import (
-    EmbeddingTables,
-)
+from embtables import EmbeddingTables
 from embtables.search import Search, Stage
 from embtables.width.pep import FIRST, PEP
 

@@ -15,15 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embtables import EmbeddingTables, Feature, PackedTables, Vocabulary
-from embtables.compressor import (
-    Bags,
-    Parts,
-    Precision,
-    RowTable,
-    Segments,
-    precisions,
-    widths,
-)
+from embtables.compressor import Bags, Parts, Precision, RowTable, Segments, precisions, widths
 from embtables.registry import Config
 from embtables.rows import pruned
 from embtables.rows.arena import Arena, ArenaReader, combined
