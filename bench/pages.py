@@ -81,8 +81,8 @@ def _measured(axis: str, kind: str) -> str:
     parts = []
     if quality:
         parts += [
-            "Test quality, mean ± standard deviation over seeds. A line is a cell of "
-            "`bench/results/<file>.json`; beside it the narrow table of the same ratio.",
+            "Test quality, mean ± standard deviation over seeds; without ±, of one seed. A line is a "
+            "cell of `bench/results/<file>.json`; beside it the narrow table of the same ratio.",
             table(("file", "cell", "bytes on file", "test", "narrow table"), quality),
         ]
     if speed:
@@ -90,6 +90,8 @@ def _measured(axis: str, kind: str) -> str:
             f"Time on a CPU over that of a full table, 26 tables (`bench/results/{SPEED}.json`):",
             table(("table", "width", "training step", "look-up"), speed),
         ]
+    if DEFAULTS[axis] == kind and not parts:
+        parts = [f"Every result that names no other {axis}."]
     return "\n\n".join(parts or ["Not measured yet: no result in `bench/results` is about it."])
 
 

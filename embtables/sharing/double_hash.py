@@ -3,9 +3,10 @@
     e(x) = E[h1(x)] + E[h2(x)]   or   [E[h1(x)], E[h2(x)]] with rows of half the width
 
 Paper: Zhang et al., Model Size Reduction Using Frequency Based Double Hashing for Recommender
-Systems, RecSys 2020 (its part without frequencies). Two ids collide on both probes with
-probability 1/m^2. Bytes: m_f * W * bits (sum), no map. When to use: like `hash`, with fewer exact
-collisions; the two rows of an id are still shared with many others.
+Systems, RecSys 2020 (its part without frequencies). Two ids read the same two rows with
+probability about 2/m^2 (sum, whose order does not matter) or 1/m^2 (concat). Bytes: m_f * W * bits
+(sum), no map. When to use: like `hash`, with fewer exact collisions; the two rows of an id are still
+shared with many others.
 """
 
 from __future__ import annotations

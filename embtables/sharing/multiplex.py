@@ -33,6 +33,11 @@ class Multiplex(HashedSharing):
         """Options of feature multiplexing."""
 
         kind: Literal["multiplex"] = "multiplex"
+        exact_rows: int | None = Field(
+            default=None,
+            ge=0,
+            description=f"tables of at most so many rows stay exact; left out: {TINY}",
+        )
         lookups: int = Field(default=1, ge=1, description="rows a feature of full width reads")
         subtables: int = Field(default=1, ge=1, description="shared tables, used round robin")
 

@@ -89,6 +89,17 @@ def test_prediction_page_runs_on_the_data_of_another(tmp_path: Path, monkeypatch
     assert run_python(PREDICTION, tmp_path).stdout.count("0.") == 2
 
 
+def test_getting_started_runs_as_written(tmp_path: Path, monkeypatch: Any) -> None:
+    page = ROOT / "docs" / "getting-started.md"
+    lay_out(page, tmp_path)
+    run_python(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in commands_of(page) if "shop.yaml" in line]
+    assert len(lines) == 5
+    for line in lines:
+        run_command(line)
+
+
 def test_commands_are_found() -> None:
     readme = commands_of(ROOT / "README.md")
     assert any(line.startswith("make demo") for line in readme)
