@@ -231,13 +231,14 @@ class Search(ABC, Generic[W]):
                 assert table.counts is not None
                 counts = torch.from_numpy(table.counts.astype("float64"))
                 for start in range(0, table.rows, _PIECE):
-                    ids = torch.arange(start, min(start + _PIECE, table.rows))
+                    ids = torch.arange(start, min(start + _PIECE, table.rows), device=self.device)
                     lengths = [0] * len(group.tables)
                     lengths[segment] = len(ids)
                     rows = group.sharing.encode(ids, Segments(lengths))
-                    for name, row in zip(names, rows, strict=True):
+                    own = counts[start : start + len(ids)]
+                    for name, row in zip(names, rows.cpu(), strict=True):
                         inside = row >= 0
-                        found[name].index_add_(0, row[inside], counts[ids][inside])
+                        found[name].index_add_(0, row[inside], own[inside])
         return found
 
     def _check_counts(self) -> None:

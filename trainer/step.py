@@ -103,7 +103,7 @@ class TrainStep:
 
     def _learn_structure(self, search: Search, held_out: Batch | None) -> None:
         """Update the structure, by the gradients of the held-out batch if there is one."""
-        if held_out is not None:
+        if held_out is not None and self.structure:
             for parameter in self.structure:
                 parameter.requires_grad_(True)
             before = [(statistic, statistic.clone()) for statistic in self.statistics]

@@ -108,9 +108,17 @@ class AutoDimSearch(Search["AutoDim"]):
 
     def _chosen(self) -> dict[str, int]:
         """Return the place of the candidate of each logical table, by what is known now."""
-        costs = {n: costs_of(self.placed[p], self.physical[p]) for n, p in self.first_of.items()}
-        worths = {name: width.worths(name) for name, width in self._width_of().items()}
-        return choose(worths, costs, self.limit)
+        costs, worths, offered = {}, {}, {}
+        for name, width in self._width_of().items():
+            place, each = self.first_of[name], width.worths(name)
+            cost = costs_of(self.placed[place], self.physical[place])
+            # The projection of a small table may cost more than narrow rows save.
+            offered[name] = [at for at, one in enumerate(cost[:-1]) if one < cost[-1]] + [
+                len(cost) - 1
+            ]
+            costs[name] = [cost[at] for at in offered[name]]
+            worths[name] = [each[at] for at in offered[name]]
+        return {n: offered[n][at] for n, at in choose(worths, costs, self.limit).items()}
 
     @classmethod
     def least(cls, placed: Placed, place: RowTable) -> int:

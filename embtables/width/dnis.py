@@ -34,6 +34,8 @@ from embtables.width._pruned import PerRow, PrunedWidth, PruningSearch, Retrain
 
 _SHRINKING = 0.7
 """Part of the search over which the bytes that alpha may keep fall to the budget."""
+_READ = 1 + 1e-5
+"""Size of the gradients of an alpha that the loss depends on, over the one of its penalty, at least."""
 _LEAST = 1e-3
 """Size of the gradients of an alpha that no batch has asked for, over the mean size."""
 _NEWS = 0.05
@@ -90,7 +92,9 @@ class DNISSearch(PruningSearch["DNIS"]):
         for one in cells:
             assert one.alpha.grad is not None
             size = one.alpha.grad.abs().mean(dim=1, keepdim=True)
-            one.size.copy_(torch.where(one.size > 0, one.size.lerp(size, _NEWS), size))
+            # The mean begins with the first batch that reads the cell, which more than l1 tells.
+            begun = one.size > self.config.l1 * _READ
+            one.size.copy_(torch.where(begun, one.size.lerp(size, _NEWS), size))
             rate = self.config.lr * (1 - step / steps)
             one.alpha.sub_(rate * one.alpha.grad / (one.size + 1e-12)).clamp_(0, 1)
         if cells:
@@ -103,6 +107,7 @@ class DNISSearch(PruningSearch["DNIS"]):
         if stage.structure is None:
             return
         rows, scores, levels = {}, {}, []
+        widest = max(width.dim for width in self.widths)
         for group, width in zip(self.groups, self.widths, strict=True):
             assert width.cells is not None
             for name in dict.fromkeys(group.read.tables[0]):
@@ -110,7 +115,7 @@ class DNISSearch(PruningSearch["DNIS"]):
                 rows[name] = self.rows(name) * width.cells.alpha[cells]
                 scores[name] = rows[name].abs()
                 if self.config.form == "block":
-                    worths = _worths(_mean_by(scores[name], cells), width.cells.alpha)
+                    worths = _worths(_mean_by(scores[name], cells), width.cells.alpha, widest)
                     scores[name] = worths[cells]
                     levels += worths.flatten().tolist()
         self.prune(rows, scores, sorted(set(levels), reverse=True))
@@ -218,14 +223,15 @@ def _mean_by(numbers: Tensor, cells: Tensor) -> Tensor:
     return numbers.new_zeros(len(rows), numbers.shape[1]).index_add_(0, cells, numbers) / rows
 
 
-def _worths(means: Tensor, alpha: Tensor) -> Tensor:
-    """Return the worths [cells, d] of dimensions of mean size `means`, above d where they are kept.
+def _worths(means: Tensor, alpha: Tensor, widest: int) -> Tensor:
+    """Return the worths [cells, d] of dimensions of mean size `means`; 0 where there is nothing.
 
-    Those before the width of their cell, which is the sum of its alphas; 0 where there is nothing.
+    They fall by one from a dimension to the next smaller one, and are above `widest`, which is the same
+    for all groups, up to the width of their cell: the sum of its alphas.
     """
     place = means.argsort(dim=1, descending=True).argsort(dim=1)
     width = alpha[: len(means)].sum(1, keepdim=True)
-    return torch.where(means > 0, alpha.shape[1] + width - place, 0.0)
+    return torch.where(means > 0, widest + width - place, 0.0)
 
 
 def project(cells: Sequence[Cells], allowed: float) -> None:

@@ -244,7 +244,7 @@ class OptEmbed(PrunedWidth):
         self.candidate: tuple[dict[str, int], float] | None = None
 
     def set_tables(self, names: Sequence[str], shrunk: Mapping[str, Tensor]) -> None:
-        """Give tables thresholds of zero, or take them away.
+        """Give tables thresholds, of zero where they have none, or take them away.
 
         Args:
             names: [S] physical tables that are read.
@@ -253,7 +253,10 @@ class OptEmbed(PrunedWidth):
         self.names = list(dict.fromkeys(names))
         self.owner = [self.names.index(name) for name in names]
         self.shrink = PerRow(names, shrunk) if shrunk else None
-        self.thresholds = nn.Parameter(torch.zeros(len(self.names))) if shrunk else None
+        if not shrunk:
+            self.thresholds = None
+        elif self.thresholds is None:  # else the evolution goes on with those of the supernet
+            self.thresholds = nn.Parameter(torch.zeros(len(self.names)))
         self.candidate = None
 
     def decode(self, vectors: Tensor, rows: Tensor, segments: Segments) -> Tensor:

@@ -9,12 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from searching import ROWS, linear_loss, make_batch, make_tables, run_search, searched, smallness
+from searching import (
+    ROWS,
+    linear_loss,
+    make_batch,
+    make_tables,
+    run_search,
+    search_in,
+    searched,
+    smallness,
+)
 from torch import Tensor
 
-from embtables import EmbeddingTables
+from embtables import SGD, EmbeddingTables, Feature, Vocabulary
 from embtables.search import Search, Stage
-from embtables.width.autodim import AutoDim, candidates, choose
+from embtables.width.autodim import AutoDim, AutoDimSearch, candidates, choose
 
 _INSTANCES = st.lists(
     st.lists(st.tuples(st.floats(-5, 0), st.integers(1, 100)), min_size=1, max_size=4),
@@ -98,6 +107,25 @@ def test_the_chosen_candidate_is_what_was_searched(place: int) -> None:
     pooled, sequences = tables.lookup(make_batch(3, weighted=True))
     torch.testing.assert_close(pooled.values(), expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sequences["past"].values(), expected[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_projection_that_costs_more_than_it_saves_is_never_chosen() -> None:
+    tables = EmbeddingTables(
+        [Feature("a", 16), Feature("b", 16)],
+        {"a": Vocabulary(20), "b": Vocabulary(15)},
+        table="autodim",
+        ratio=1.0,
+        optimizer=SGD(lr=0.1),
+    )
+    search = search_in(tables)
+    assert isinstance(search, AutoDimSearch)
+    search.begin(search.stages(search.config)[0])
+    for width in search.widths:
+        width.choice.data[:, 2] = 10.0
+    # Of 20 rows 8 numbers and a projection are 1216 bytes, of 16 rows 1056: more than whole rows.
+    chosen = search._chosen()
+    assert chosen["a"] == 2
+    assert chosen["b"] != 2
 
 
 def test_autodim_anew_is_new() -> None:

@@ -78,6 +78,25 @@ def test_thresholds_do_not_make_rows_never_seen_worth_something() -> None:
         assert worth[~never].all()
 
 
+def test_the_evolution_goes_on_with_the_thresholds_of_the_supernet() -> None:
+    found: dict[str, list[Tensor]] = {}
+
+    def seen(stage: Stage, tables: EmbeddingTables, search: Search) -> None:
+        found[stage.name] = [one.detach().clone() for one in search.parameters]
+
+    searched(
+        make_tables("optembed(population=4, generations=2, alpha=1.0, lr=0.1)", ratio=0.7),
+        lambda found: make_tables(SMALL),
+        linear_loss,
+        smallness,
+        5,
+        until="evolve",
+        seen=seen,
+    )
+    assert all(one.any() for one in found["supernet"])
+    assert all(map(torch.equal, found["evolve"], found["supernet"]))
+
+
 def test_supernet_draws_every_prefix_alike() -> None:
     tables = make_tables(SMALL)
     search = search_in(tables)

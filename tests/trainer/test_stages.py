@@ -325,7 +325,7 @@ def _structure(trainer: Trainer) -> list[Tensor]:
 
 def _rows(trainer: Trainer) -> dict[str, Tensor]:
     state = trainer.tables.training_state()
-    learned = ("alpha", "size", "price", "choice", "heat")
+    learned = ("alpha", "size", "choice", "heat")
     return {k: v.clone() for k, v in state.items() if not k.endswith(learned)}
 
 
