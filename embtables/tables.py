@@ -310,10 +310,12 @@ class EmbeddingTables(Lookup):
         That at inference is of the tables as they now are: before a search has pruned them, all rows.
         """
         tables = [one.table for one in self.plan.values()]
-        rows = sum(self._row_bytes().values())
-        beside = _bytes_of(self.groups)
-        training = self.store.training_bytes() + beside
-        return Bytes(rows + beside, training, uncompressed_bytes(tables))
+        inference = sum(self._row_bytes().values()) + _bytes_of(self.groups)
+        return Bytes(inference, self.training_bytes(), uncompressed_bytes(tables))
+
+    def training_bytes(self) -> int:
+        """Return the bytes of rows and optimizer state, and of what methods keep beside them."""
+        return self.store.training_bytes() + _bytes_of(self.groups)
 
     def bytes_beside(self, searched: Collection[Group]) -> int:
         """Return the packed bytes of all but the rows and widths of some groups."""

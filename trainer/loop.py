@@ -209,6 +209,8 @@ class Trainer:
         """Make what the stage trains with: optimizers, and the structure it learns."""
         if self.search is not None:
             self.search.begin(self.stage)
+        mine = torch.tensor(self.tables.training_bytes(), dtype=torch.float64, device=self.device)
+        self.state.training_bytes = max(self.state.training_bytes, int(total(mine)))
         self.predict = Predictor(self.model, self.tables, self.device, self.bfloat16)
         self.retrieval = retrieval_of(self.store, self.model, self.options)
         steps = self._epochs() * self.steps_per_epoch
@@ -247,6 +249,7 @@ class Trainer:
             stage=state.stage + 1,
             seconds=state.seconds,
             rows=state.rows,
+            training_bytes=state.training_bytes,
             found=state.found,
             past=past,
         )
@@ -296,9 +299,6 @@ class Trainer:
             ValueError: the loss is no longer finite.
         """
         self._resume()
-        if ranks() > 1:
-            mine = torch.tensor(float(self.tables.bytes().training), dtype=torch.float64)
-            self.state.training_bytes = int(total(mine.to(self.device)))
         keep_freed_memory()
         self._lap("build")
         try:
@@ -485,7 +485,7 @@ class Trainer:
         }
         self._lap("evaluate")
         size = asdict(self.tables.bytes()) | {"file": served.tables.file_bytes}
-        size["training"] = state.training_bytes or size["training"]
+        size["training"] = state.training_bytes
         summary = {
             **measured,
             "monitor": self.options.monitor,

@@ -24,7 +24,7 @@ class State:
         loss_sum, loss_rows: of the training loss since the last evaluation.
         seconds, rows: spent and seen in training, evaluations left out.
         found: stored widths that a search has found.
-        training_bytes: of rows and optimizer state on all ranks; 0 in one process, which can look.
+        training_bytes: of rows and optimizer state on all ranks, in the stage that has most.
         past: what the stages that are over cost (`Trainer._stage_cost`).
     """
 

@@ -4,7 +4,7 @@
 
 Paper: Liu et al., Learnable Embedding Sizes for Recommender Systems, ICLR 2021. The published first
 threshold, s = -150, has neither size nor gradient in float32 and is moved by weight decay alone;
-here s is the sum of what is learned, which begins at zero, and of a rise from -7 to 2 over the
+here s is the sum of what is learned, which begins as rows do, and of a rise from -7 to 2 over the
 stage, at the end of which almost everything would be pruned. Stages: search, in which a row holds its
 thresholds beside its numbers, over as soon as the rest packs into the budget; retrain from the
 initial weights of what is left (retrain=initial, the lottery ticket of the paper), or from those

@@ -256,6 +256,14 @@ def test_resumed_in_the_middle_of_packing(
     assert packed(tmp_path) == packed(unbroken)
 
 
+@pytest.mark.parametrize("kind", ["autodim", "pep", "lowrank"])
+def test_training_takes_the_bytes_of_its_largest_stage(
+    whole: Callable[[str], tuple], kind: str
+) -> None:
+    full, searched = whole("uniform")[2]["bytes"], whole(kind)[2]["bytes"]
+    assert searched["training"] >= full["training"]
+
+
 @pytest.mark.parametrize("kind", STAGES)
 def test_summary_counts_all_stages(whole: Callable[[str], tuple], kind: str) -> None:
     _, run, summary = whole(kind)
