@@ -38,7 +38,7 @@ from embtables.groups import Group, as_packed
 from embtables.rows.arena import Arena, ArenaReader, combined
 from embtables.rows.gather import FORMS, Gather, PrunedGather
 from embtables.rows.pruned import PrunedArena, pack_rows, prunable
-from embtables.rows.store import Read, RowStore
+from embtables.rows.store import Read, RowStore, float_rows
 from embtables.tables import EmbeddingTables, Lookup
 
 FORMAT = 2
@@ -219,7 +219,11 @@ def _pack_plain(store: RowStore, members: Sequence[str], precision: Precision) -
 
 def _pack_pruned(store: RowStore, members: Sequence[str], precision: Precision) -> Parts:
     """Return the rows of tables without their zeros; say where that saves nothing."""
-    parts, forms = pack_rows((_packed_rows(store, name, precision) for name in members), precision)
+    rows = (
+        (float_rows(store, name, precision), _packed_rows(store, name, precision))
+        for name in members
+    )
+    parts, forms = pack_rows(rows, precision)
     futile = [
         name
         for name, form in zip(members, forms, strict=True)

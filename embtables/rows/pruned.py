@@ -1,7 +1,8 @@
 """Pruned rows: tables in which many numbers are exact zeros, stored without them.
 
-A number is dropped if its stored form decodes to exactly 0, so also one that int8 rounds to 0. Each
-table takes the form with the fewest bytes, everything counted:
+A number is dropped if its stored form decodes to exactly 0, so also one that int8 rounds to 0; not if
+that would break up runs and take more bytes than storing the zero. Each table takes the form with the
+fewest bytes, everything counted:
 
     blocks       the rows in runs of neighbours, at most 256; a run is a dense matrix [rows, w] of the
                  columns that it keeps. One run with all columns that any row of the table keeps, or
@@ -275,20 +276,41 @@ def _sizes(precision: Precision, dim: int) -> tuple[int, int]:
     return number, sum(part.nbytes for part in parts.values()) - number * dim
 
 
+def _smallest(
+    rows: int, dim: int, ways: Iterable[Callable[[slice], Tensor]], precision: Precision
+) -> tuple[_Pattern, Form]:
+    """Return the zeros that are left out, and the form of a table.
+
+    Args:
+        rows: R.
+        dim: d.
+        ways: decode pieces of it [.., d]; each has the zeros of the one before and perhaps more.
+        precision: of the numbers.
+    """
+    patterns: list[_Pattern] = []
+    for decoded in ways:
+        pattern = _Pattern.of(rows, dim, decoded)
+        if not patterns or pattern.numbers < patterns[-1].numbers:
+            patterns.append(pattern)
+    found = [(pattern, _choose(pattern, *_sizes(precision, dim))) for pattern in patterns]
+    return min(found, key=lambda one: one[1].bytes)
+
+
 def pruned_bytes(rows: Tensor, precision: Precision) -> int:
     """Return the bytes that float rows [R, d] take in their smallest form.
 
-    It is what `pack_rows` writes for them; those of the plain table for a precision that cannot be
-    pruned.
+    It is what `pack_rows` writes for them, and no more than it would write for rows with the same zeros
+    that rounding makes no others of; those of the plain table for a precision that cannot be pruned.
     """
     rows = rows.detach()
     dim = rows.shape[1]
     if not prunable(precision, dim):
         return len(rows) * precision.row_bytes(dim)
-    pattern = _Pattern.of(
-        len(rows), dim, lambda piece: precision.decode(precision.encode(rows[piece]))
-    )
-    return _choose(pattern, *_sizes(precision, dim)).bytes
+
+    def rounded(piece: slice) -> Tensor:
+        return precision.decode(precision.encode(rows[piece]))
+
+    return _smallest(len(rows), dim, (rows.__getitem__, rounded), precision)[1].bytes
 
 
 # -- packing ---------------------------------------------------------------------------------------
@@ -341,24 +363,27 @@ class _Pieces:
         return {"values": torch.cat(self.values).cpu(), **others, **structure}
 
 
-def pack_rows(tables: Iterable[Parts], precision: Precision) -> tuple[Parts, list[Form]]:
+def pack_rows(
+    tables: Iterable[tuple[Tensor, Parts]], precision: Precision
+) -> tuple[Parts, list[Form]]:
     """Return the tensors of an arena, and the form of each table.
 
     Args:
-        tables: stored rows [R, d] of each, all of one width; taken one after another.
+        tables: rows [R, d] of each in floats, and as they are stored; all of one width; taken one after
+            another.
         precision: what the parts mean; `prunable`.
     """
     pieces, forms = None, []
-    for parts in tables:
-        rows, dim = parts["values"].shape
+    for floats, parts in tables:
+        rows, dim = floats.shape
         pieces = pieces or _Pieces(dim)
-        pattern = _Pattern.of(
-            rows,
-            dim,
-            lambda piece, parts=parts: precision.decode({k: p[piece] for k, p in parts.items()}),
-        )
-        forms.append(_choose(pattern, *_sizes(precision, dim)))
-        _pack_table(pieces, parts, pattern, forms[-1])
+
+        def rounded(piece: slice, parts: Parts = parts) -> Tensor:
+            return precision.decode({k: p[piece] for k, p in parts.items()})
+
+        pattern, form = _smallest(rows, dim, (floats.__getitem__, rounded), precision)
+        forms.append(form)
+        _pack_table(pieces, parts, pattern, form)
     assert pieces is not None, "an arena without tables"
     return pieces.tensors(), forms
 
