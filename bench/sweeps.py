@@ -35,7 +35,7 @@ TABLES = (
     *("full", "frequency_cut", "hash", "double_hash", "qr", "multiplex", "graphhash"),
     *("double_graphhash", "frequency", "double_frequency", "mde", "lowrank", "lowrank(after=true)"),
     *("autodim", "magnitude", "pep", "dnis", "dnis(form=element)", "optembed"),
-    *("full+fp16", "full+int8", "dnis+int8", "multiplex+dnis+int8"),
+    *("full+fp16", "full+int8", "dnis+fp16", "dnis+int8", "multiplex+dnis+int8"),
 )
 RATIOS = (0.5, 0.2, 0.1, 0.05, 0.01)
 

@@ -143,7 +143,7 @@ def choose(
         ),
         key=lambda one: (not one.leads, -round(one.strength, 9), names.index(one.candidate.table)),
     )
-    first = [choice for choice in choices if choice.measured and choice.strength > 1][:MOST]
+    first = [one for one in choices if one.leads or (one.measured and one.strength > 1)][:MOST]
     if facts.whole and not refused[names[0]]:
         first = choices = [one for one in choices if one.candidate.table == names[0]]
     rest = [choice for choice in choices if choice not in first]
