@@ -264,6 +264,14 @@ def test_training_takes_the_bytes_of_its_largest_stage(
     assert searched["training"] >= full["training"]
 
 
+def test_a_search_with_nothing_to_choose_trains(tiny: Tiny, tmp_path: Path) -> None:
+    """Tables of one number have one candidate: no structure, and no gradient of it."""
+    summary = train(
+        tiny("table=autodim(search_epochs=1)", "model={kind: lr}", *OPTIONS[1:]), tmp_path
+    )
+    assert [stage["name"] for stage in summary["stages"]] == STAGES["autodim"]
+
+
 @pytest.mark.parametrize("kind", STAGES)
 def test_summary_counts_all_stages(whole: Callable[[str], tuple], kind: str) -> None:
     _, run, summary = whole(kind)
