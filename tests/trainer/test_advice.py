@@ -256,6 +256,12 @@ def test_a_study_speaks_at_budgets_near_its_own() -> None:
     assert {cell.ratio for cell in both.at(facts(0.03))} == {0.02}
 
 
+def test_many_tables_of_one_study_speak_as_often_as_they_are_facts() -> None:
+    one = study(hash=0.5, qr=0.6, mde=0.7, full=0.8)
+    assert len(one.outcomes(facts())) == 6
+    assert sum(outcome.weight for outcome in one.outcomes(facts())) == pytest.approx(3)
+
+
 def test_noise_is_not_a_win() -> None:
     one = study(hash=0.70, full=0.71)
     assert len(one.outcomes(facts())) == 1

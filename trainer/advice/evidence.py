@@ -122,8 +122,13 @@ class Study(Config):
         return GRADES[self.grade] / (1 + far + _decades(self.ids, facts.ids))
 
     def outcomes(self, facts: Facts) -> list[Outcome]:
-        """Return the comparisons at the nearest budget, of tables that can be told apart."""
-        weight, cells = self.weight(facts), self.at(facts)
+        """Return the comparisons at the nearest budget, of tables that can be told apart.
+
+        Tables put in order are one fact less than there are tables, however many pairs they make: a
+        comparison of n tables weighs 2 / n of the study's weight.
+        """
+        cells = self.at(facts)
+        weight = self.weight(facts) * 2 / max(len(cells), 1)
         return [
             Outcome(one.table, other.table, weight)
             for one, other in permutations(cells, 2)

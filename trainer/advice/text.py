@@ -14,6 +14,8 @@ _STUDIES = 2
 """Studies that are quoted for a table."""
 _CELLS = 4
 """Tables of a study that are quoted."""
+_NAMES = 6
+"""Tables that are named where a table is better or worse than them."""
 _NARROW = str(TableConfig())
 """The full table, which a budget makes narrower."""
 
@@ -120,7 +122,7 @@ def _figures(compared: Compared, baselines: Sequence[str]) -> str:
     study, cells, mine = compared.study, compared.cells, compared.cell
     others = [cell for cell in cells if cell is not mine]
     verdicts = [
-        f"{verdict} {', '.join(names)}"
+        f"{verdict} {_listed(names)}"
         for score, verdict in ((1, "better than"), (0.5, "not told apart from"), (0, "worse than"))
         if (names := [_name(cell.table) for cell in others if study.told(mine, cell) == score])
     ]
@@ -142,10 +144,9 @@ def _figures(compared: Compared, baselines: Sequence[str]) -> str:
 
 def _cost(choice: Choice) -> str:
     for compared in choice.compared:
-        costs = [f"{_name(c.table)} {c.cost:g}" for c in compared.cells if c.cost is not None]
         if compared.cell.cost is not None:
             return (
-                f"rows trained on, over those of the full table's training: {', '.join(costs)} "
+                f"{compared.cell.cost:g} times the rows that the full table's training read "
                 f"({compared.study.source})"
             )
     return "its cost is not measured yet"
@@ -171,6 +172,11 @@ def _rest(advice: Advice) -> Iterator[str]:
         size = max(map(len, map(_name, advice.refused)))
         for table, reason in advice.refused.items():
             yield f"  {_name(table):{size}}  {reason.partition('. ')[0].partition('; ')[0]}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _name(table: str) -> str:
