@@ -153,7 +153,7 @@ def _swept(records: Records) -> list[dict[str, Any]]:
     """Return the cells of a sweep over tables and ratios, the uncompressed table's first.
 
     ``cost`` is the number of rows trained on in all stages, validation rows of a search included, over
-    that of the uncompressed table's training.
+    that of the uncompressed table's training; ``width`` that of the widest table.
     """
     outcomes: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for run in records.runs:
@@ -167,8 +167,10 @@ def _swept(records: Records) -> list[dict[str, Any]]:
         if (table, ratio) == ("full", 1.0):
             cell = Cell("full", records.recipe)
         line = describe(cell, found)
-        rows = _rows_trained(found)
-        cells.append(line | ({"cost": rows / whole} if rows and whole else {}))
+        if (rows := _rows_trained(found)) and whole:
+            line["cost"] = rows / whole
+            line["width"] = max(t["width"] for one in found for t in one.get("tables", ()))
+        cells.append(line)
     return cells
 
 

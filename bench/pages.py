@@ -4,9 +4,9 @@
 
 Rewrites the end of every docs/methods/<axis>/<kind>.md, from "## Options" on: the options as the
 method's Config has them, and what the results of this folder say of the method; and that of
-docs/published.md, from "## Side by side" on. A test fails where a page says anything else. What a new
-result means is for the text above to say. The figure of AUC against bytes of every sweep goes to
-docs/pictures.
+docs/published.md, from "## Side by side" on; and the cells of sweeps that `embtables advise` goes by. A
+test fails where they say anything else. What a new result means is for the text above to say. The
+figure of AUC against bytes of every sweep goes to docs/pictures.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from bench.common import RESULTS, known_cells
+from bench.evidence import EVIDENCE, with_cells
 from embtables.compressor import AXES, DEFAULTS, TableConfig, parse_table
 from trainer.report.plots import quality_plots
 from trainer.report.sections import read_sections
@@ -184,8 +185,9 @@ def draw() -> None:
 
 
 def main() -> None:
-    """Rewrite the ends of the pages, and the pictures."""
+    """Rewrite the ends of the pages, the evidence, and the pictures."""
     draw()
+    EVIDENCE.write_text(with_cells(EVIDENCE.read_text()))
     page = DOCS / PUBLISHED
     page.write_text(page.read_text().partition(SIDE_BY_SIDE)[0] + side_by_side())
     for axis, registry in AXES.items():

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from bench.common import known_cells
+from bench.evidence import EVIDENCE as FILE
+from bench.evidence import with_cells
 from embtables.compressor import parse_table
 from trainer.advice.evidence import Cell, read_evidence
 from trainer.advice.facts import Facts
@@ -51,6 +53,13 @@ def test_cited_results_say_so(source: str, cell: Cell, metric: str) -> None:
     assert rounded(cell.valid_std, valid["std"])
     assert len(test["values"]) == cell.seeds
     assert rounded(cell.cost, found.get("cost"), digits=1)
+
+
+def test_cells_of_sweeps_are_those_of_their_files() -> None:
+    text = FILE.read_text()
+    assert with_cells(text) == text, "stale; run python -m bench.pages"
+    cell = next(line for line in text.splitlines() if "cell: dnis 0.1}" in line)
+    assert with_cells(text.replace(f"{cell}\n", "")) == text
 
 
 def test_recipes_of_cited_results_are_those_that_were_run() -> None:

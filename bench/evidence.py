@@ -1,0 +1,58 @@
+"""Cells of our sweeps in the evidence of `embtables advise` (trainer/advice/evidence.yaml)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from bench.common import known_cells
+from embtables.compressor import parse_table
+
+EVIDENCE = Path(__file__).parents[1] / "trainer" / "advice" / "evidence.yaml"
+_STUDY = re.compile(
+    r"(  - source: bench/results/(sweep_\w+)\.json\n(?:    \w.*\n)+?    cells:\n)(?:      - .*\n)*"
+)
+
+
+def with_cells(text: str) -> str:
+    """Return the YAML with the cells of the studies that are sweeps as their files have them.
+
+    Of a sweep those cells count that have as many seeds as any, and the tables without options.
+    """
+
+    def study(found: re.Match[str]) -> str:
+        cells = known_cells(found[2])
+        most = max(_seeds(cell) for cell in cells)
+        told = [cell for cell in cells if _seeds(cell) == most and "(" not in cell["name"]]
+        lines = (f"      - {{{_cell(cell)}}}\n" for cell in told if _given(cell, "ratio"))
+        return found[1] + "".join(sorted(lines, key=_falling))
+
+    return _STUDY.sub(study, text)
+
+
+def _seeds(cell: dict[str, Any]) -> int:
+    return len(cell["test"]["auc"]["values"]) if "test" in cell else 0
+
+
+def _given(cell: dict[str, Any], key: str) -> str:
+    given = dict(text.partition("=")[::2] for text in cell["overrides"])
+    return given.get(key, "")
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    table = str(parse_table(_given(cell, "table")))
+    entries: dict[str, Any] = {"table": table, "ratio": _given(cell, "ratio")}
+    for split, std in (("valid", "valid_std"), ("test", "std")):
+        found = cell[split]["auc"]
+        entries[split] = f"{found['mean']:.4f}"
+        if found["std"] is not None:
+            entries[std] = f"{found['std']:.4f}"
+    entries |= {"seeds": _seeds(cell), "cost": f"{cell['cost']:.1f}"}
+    if table == "full":
+        entries["width"] = cell["width"]
+    return ", ".join(f"{key}: {value}" for key, value in (entries | {"cell": cell["name"]}).items())
+
+
+def _falling(line: str) -> float:
+    return -float(line.partition("ratio: ")[2].partition(",")[0])
