@@ -169,7 +169,8 @@ def _swept(records: Records) -> list[dict[str, Any]]:
         line = describe(cell, found)
         if (rows := _rows_trained(found)) and whole:
             line["cost"] = rows / whole
-            line["width"] = max(t["width"] for one in found for t in one.get("tables", ()))
+            done = (one for one in found if "tables" in one)
+            line["width"] = max(table["width"] for one in done for table in one["tables"])
         cells.append(line)
     return cells
 

@@ -26,7 +26,7 @@ Shape letters: R rows of a physical table, d numbers in a row, K rows read for a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from embtables.budget import Placed
-from embtables.compressor import RowTable, Segments, Width, widths
+from embtables.compressor import RowTable, Segments, Table, Width, widths
 from embtables.rows.store import float_rows
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ class Search(ABC, Generic[W]):
         self.placed: dict[str, Placed] = {
             row.name: one for one in tables.plan.values() for row in one.places if row.name in named
         }
-        if self.counted:
-            self._check_counts()
+        self.check(config, (table for group in self.groups for table in group.tables))
 
     @classmethod
     @abstractmethod
@@ -241,11 +240,17 @@ class Search(ABC, Generic[W]):
                         found[name].index_add_(0, row[inside], own[inside])
         return found
 
-    def _check_counts(self) -> None:
-        for table in (table for group in self.groups for table in group.tables):
+    @classmethod
+    def check(cls, config: Any, tables: Iterable[Table]) -> None:
+        """Check that tables can be searched.
+
+        Raises:
+            ValueError: one without training counts, where the method needs them.
+        """
+        for table in tables if cls.counted else ():
             if table.open or table.counts is None:
                 raise ValueError(
-                    f"table {table.name!r}: {self.config.kind} needs training counts, which a closed "
+                    f"table {table.name!r}: {config.kind} needs training counts, which a closed "
                     "vocabulary has (Vocabulary(counts=...)); pep and magnitude do without"
                 )
 

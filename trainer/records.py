@@ -58,9 +58,11 @@ class Records(Config):
     rows_errors: list[RowsError] = Field(default=[], description="of cells that were compared")
 
     def write(self, file: Path) -> None:
-        """Write the records; an old file is replaced only when the new one is whole."""
+        """Write the records, a run a line; an old file is replaced only when the new one is whole."""
+        head = self.model_dump_json(exclude={"runs"}, exclude_defaults=True)
+        runs = ",\n".join(run.model_dump_json(exclude_defaults=True) for run in self.runs)
         temporary = file.with_name(f".{file.name}.part")
-        temporary.write_text(self.model_dump_json(indent=1, exclude_defaults=True) + "\n")
+        temporary.write_text(f'{head.removesuffix("}")},\n"runs":[\n{runs}\n]}}\n')
         temporary.replace(file)
 
 

@@ -18,6 +18,7 @@ def _run(table: str, ratio: float, seed: int, auc: float, rows: list[int]) -> Re
         "bytes": {"file": 10, "uncompressed": 100},
         "epoch": 1.0,
         "rows_per_second": 5.0,
+        "tables": [{"width": 8}, {"width": 1}],
         "stages": [{"rows": count} for count in rows],
     }
     return Record(cell={"table": table, "ratio": ratio}, seed=seed, summary=summary)
@@ -42,6 +43,7 @@ def test_cells_have_names_means_and_costs(tmp_path: Path, monkeypatch: pytest.Mo
     assert cells["dnis 0.1"]["overrides"] == ["table=dnis", "ratio=0.1"]
     assert cells["dnis 0.1"]["test"]["auc"]["mean"] == pytest.approx(0.65)
     assert [cells[name].get("cost") for name in cells] == [1.0, 2.5, 0.75, None]
+    assert cells["dnis 0.1"]["width"] == 8
     assert cells["narrow 0.01"]["failures"] == ["too small"]
     assert "test" not in cells["narrow 0.01"]
     assert common.known_cells("sweep_absent") == []

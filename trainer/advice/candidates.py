@@ -71,11 +71,15 @@ def planned(
         small: tables that cost little uncompressed.
     """
     table = parse_table(text)
+    search = widths.get(table.width.kind).search(table.width)
     exact = tuple(small) if _shares(table) else ()
     beside = {name: TableConfig() for name in exact} | dict(fields)
     try:
         found = plan(tables, table, beside, budget)
         least = plan_bytes(smallest_plan(tables, table, beside))
+        if search is not None:
+            searched = (one.table for one in found.values() if one.config.width == table.width)
+            search.check(table.width, searched)
     except ValueError as error:
         return Candidate(text, refusal=" ".join(str(error).split()))
     shrunk = _shrunk(plan(tables, table, fields, budget)) if exact else set()
@@ -84,7 +88,7 @@ def planned(
         plan_bytes(found),
         training_bytes(found, rows),
         least,
-        widths.get(table.width.kind).search(table.width) is not None,
+        search is not None,
         tuple(name for name in exact if name in shrunk),
     )
 
