@@ -125,13 +125,16 @@ def _quality(section: Section, metric: str) -> Figure:
 def _lines(section: Section, metric: str) -> list[tuple[str, dict[str, Any], list[Cell]]]:
     """Return label, style and cells by rising bytes of each line: the baselines, then the others.
 
-    Of many lines those that are not on the front are grey and have one label in common.
+    Of many lines those that are on the front of no metric are grey and have one label in common; the
+    others look the same in all figures.
     """
     cells: dict[tuple[str, str], list[Cell]] = {}
     for cell in sorted(section.done, key=lambda cell: cell.bytes):
         cells.setdefault((cell.role, cell.method), []).append(cell)
-    front = section.front(metric)
     others = sorted(method for role, method in cells if not role)
+    if len(others) > MANY:
+        best = {cell for one in section.metrics for cell in section.front(one)}
+        others = [method for method in others if best & set(cells["", method])]
     lines, grey = [], 0
     for (role, method), all_sizes in sorted(cells.items(), key=lambda one: _rank(one[0])):
         some = [cell for cell in all_sizes if cell.mean("test", metric) is not None]
@@ -140,7 +143,7 @@ def _lines(section: Section, metric: str) -> list[tuple[str, dict[str, Any], lis
         if role:
             more = ", ".join(f"{k}={v}" for k, v in some[0].setting.items())
             label, style = ", ".join(filter(None, (TITLES[role], more))), BASELINES[role]
-        elif len(others) <= MANY or any(cell in front for cell in some):
+        elif method in others:
             label, style = method, _style(others.index(method))
         else:
             label, style, grey = ("" if grey else "others: see the table"), OTHERS, grey + 1
