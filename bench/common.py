@@ -149,6 +149,12 @@ def known_cells(question: str) -> list[dict[str, Any]]:
     return found["cells"] if "cells" in found else _swept(read_records(file))
 
 
+def option(cell: dict[str, Any], key: str) -> str | None:
+    """Return what the last override of a key says in a cell, None if there is none."""
+    said = [text.partition("=")[2] for text in cell["overrides"] if text.startswith(f"{key}=")]
+    return said[-1] if said else None
+
+
 def _swept(records: Records) -> list[dict[str, Any]]:
     """Return the cells of a sweep over tables and ratios, the uncompressed table's first.
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench.common import known_cells
+from bench.common import known_cells, option
 from embtables.compressor import parse_table
 
 EVIDENCE = Path(__file__).parents[1] / "trainer" / "advice" / "evidence.yaml"
@@ -25,7 +25,7 @@ def with_cells(text: str) -> str:
         cells = known_cells(found[2])
         most = max(_seeds(cell) for cell in cells)
         told = [cell for cell in cells if _seeds(cell) == most and "(" not in cell["name"]]
-        lines = (f"      - {{{_cell(cell)}}}\n" for cell in told if _given(cell, "ratio"))
+        lines = (f"      - {{{_cell(cell)}}}\n" for cell in told if option(cell, "ratio"))
         return found[1] + "".join(sorted(lines, key=_falling))
 
     return _STUDY.sub(study, text)
@@ -35,14 +35,9 @@ def _seeds(cell: dict[str, Any]) -> int:
     return len(cell["test"]["auc"]["values"]) if "test" in cell else 0
 
 
-def _given(cell: dict[str, Any], key: str) -> str:
-    given = dict(text.partition("=")[::2] for text in cell["overrides"])
-    return given.get(key, "")
-
-
 def _cell(cell: dict[str, Any]) -> str:
-    table = str(parse_table(_given(cell, "table")))
-    entries: dict[str, Any] = {"table": table, "ratio": _given(cell, "ratio")}
+    table = str(parse_table(option(cell, "table") or "full"))
+    entries: dict[str, Any] = {"table": table, "ratio": option(cell, "ratio")}
     for split, std in (("valid", "valid_std"), ("test", "std")):
         found = cell[split]["auc"]
         entries[split] = f"{found['mean']:.4f}"

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from bench.common import RESULTS, known_cells
+from bench.common import RESULTS, known_cells, option
 from bench.evidence import EVIDENCE, with_cells
 from embtables.compressor import AXES, DEFAULTS, TableConfig, parse_table
 from trainer.report.plots import quality_plots
@@ -120,17 +120,11 @@ def _results() -> Iterator[tuple[str, list[dict[str, Any]]]]:
             yield question, cells
 
 
-def _option(cell: dict[str, Any], key: str) -> str | None:
-    """Return what the last override of a key says."""
-    said = [text.partition("=")[2] for text in cell["overrides"] if text.startswith(f"{key}=")]
-    return said[-1] if said else None
-
-
 def _about(cell: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (axis, kind) of what a cell measures; a plain table with a ratio is a narrow one."""
-    if methods := _methods(parse_table(_option(cell, "table") or "full")):
+    if methods := _methods(parse_table(option(cell, "table") or "full")):
         return methods
-    return [("width", "uniform") if _option(cell, "ratio") else ("sharing", "full")]
+    return [("width", "uniform") if option(cell, "ratio") else ("sharing", "full")]
 
 
 def _methods(config: TableConfig) -> list[tuple[str, str]]:
@@ -144,7 +138,7 @@ def _narrow(cell: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]
         other
         for other in cells
         if ("width", "uniform") in _about(other)
-        and float(_option(other, "ratio") or 1) == float(_option(cell, "ratio") or 1)
+        and float(option(other, "ratio") or 1) == float(option(cell, "ratio") or 1)
     ]
     return same[0] if same and same[0] is not cell else None
 

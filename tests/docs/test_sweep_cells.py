@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import common
-from trainer.records import Record, Records
+from trainer.records import Record, Records, read_records
 
 
 def _run(table: str, ratio: float, seed: int, auc: float, rows: list[int]) -> Record:
@@ -47,3 +47,12 @@ def test_cells_have_names_means_and_costs(tmp_path: Path, monkeypatch: pytest.Mo
     assert cells["narrow 0.01"]["failures"] == ["too small"]
     assert "test" not in cells["narrow 0.01"]
     assert common.known_cells("sweep_absent") == []
+
+
+def test_records_are_a_run_a_line(tmp_path: Path) -> None:
+    runs = [_run("hash", 0.1, seed, 0.6, [100]) for seed in range(3)]
+    records = Records(name="planted", recipe="a/b", config={}, runs=runs)
+    records.write(tmp_path / "one.json")
+    text = (tmp_path / "one.json").read_text()
+    assert sum(line.startswith('{"cell"') for line in text.splitlines()) == 3
+    assert read_records(tmp_path / "one.json") == records

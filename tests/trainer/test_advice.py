@@ -262,6 +262,13 @@ def test_many_tables_of_one_study_speak_as_often_as_they_are_facts() -> None:
     assert sum(outcome.weight for outcome in one.outcomes(facts())) == pytest.approx(3)
 
 
+def test_long_lists_name_the_first_and_count_the_rest() -> None:
+    many = study(full=0.9, qr=0.8, mde=0.7, hash=0.6, dnis=0.5, pep=0.4, int8=0.3, fp16=0.2)
+    advice = ask(UNIFORM, 0.1, BARE.model_copy(update={"studies": (many,)}))
+    text = " ".join(advice_text(advice).split())
+    assert "better than qr, mde, hash, dnis, pep, int8 and 1 more: auc" in text
+
+
 def test_noise_is_not_a_win() -> None:
     one = study(hash=0.70, full=0.71)
     assert len(one.outcomes(facts())) == 1
