@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
+
+log = logging.getLogger("embtables")
 
 
 def pick_device(name: str) -> torch.device:
@@ -24,9 +27,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Return whether the network computes in bfloat16: asked for, or auto and fast on the device."""
-    if precision != "auto":
-        return precision == "bf16"
+    """Return whether the network computes in bfloat16: asked for, or auto and fast on the device.
+
+    Warns where it was asked for and is slow.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()
+    if precision == "bf16" and not fast:
+        log.warning(
+            "train.precision: this %s has no bfloat16 instructions, without which bf16 is many times "
+            "slower than fp32; train.precision=auto takes it only where it is fast",
+            "GPU" if device.type == "cuda" else "CPU",
+        )
+    return fast if precision == "auto" else precision == "bf16"
