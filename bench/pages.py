@@ -29,6 +29,7 @@ METHODS, PICTURES = DOCS / "methods", DOCS / "pictures"
 QUALITY = (
     "movielens",
     *(f"sweep_{data}" for data in ("movielens", "frappe", "frappe_plus", "synthetic")),
+    "search_length",
     "graphhash",
 )
 """Results that compare tables. Not those of criteo: pieces that small rank nothing."""

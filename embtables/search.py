@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 _LEAST = 128
 """Bytes a table takes of which a search has left almost nothing."""
+_RATE, _FASTEST = 0.01, 0.2
+"""Smallest and largest first learning rate of a structure that nobody has set."""
 _PIECE = 2**20
 """Ids that are encoded at once."""
 
@@ -58,6 +60,7 @@ class Stage:
         structure: rows whose loss trains the structure: those of "train", in the same step, or those of
             "valid", a batch after each training batch, which trains nothing else; None: no structure.
         epochs: so many; 0 trains nothing; None as many as the recipe says, with its patience.
+        least_steps: more epochs than that where they have fewer steps, as those of small data do.
         keep: weights that go on: those of the best validation, or the last ones.
         restart: whether the network begins with its initial weights.
     """
@@ -66,6 +69,7 @@ class Stage:
     network: bool = True
     structure: Literal["train", "valid"] | None = None
     epochs: int | None = None
+    least_steps: int = 0
     keep: Literal["best", "last"] = "best"
     restart: bool = False
 
@@ -253,6 +257,20 @@ class Search(ABC, Generic[W]):
                     f"table {table.name!r}: {config.kind} needs training counts, which a closed "
                     "vocabulary has (Vocabulary(counts=...)); pep and magnitude do without"
                 )
+
+
+def falling_rate(first: float | None, step: int, steps: int) -> float:
+    """Return the learning rate of a structure whose gradients are of size one; it falls to zero.
+
+    Args:
+        first: of the first step; None: 0.01, and more in fewer than 2,000 steps, in which a structure
+            would hardly move from where it begins: rates add up to 10, and none is above 0.2.
+        step: counted from 1.
+        steps: of the stage.
+    """
+    if first is None:
+        first = min(max(_RATE, 20 / steps), _FASTEST)
+    return first * (1 - step / steps)
 
 
 def search_of(tables: EmbeddingTables) -> Search | None:

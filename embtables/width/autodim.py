@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from embtables.budget import Placed
 from embtables.compressor import RowTable, Segments, Table, widths
 from embtables.registry import Config
-from embtables.search import Fitness, Rebuild, Search, Stage
+from embtables.search import Fitness, Rebuild, Search, Stage, falling_rate
 from embtables.width._projection import ProjectedWidth, project
 from embtables.width._pruned import Retrain, smallest
 
@@ -75,13 +75,14 @@ class AutoDimSearch(Search["AutoDim"]):
     @torch.no_grad()
     def step(self, step: int, steps: int) -> bool:
         """Step the weights by their gradients, each table's divided by its mean size; cool down."""
+        rate = falling_rate(self.config.lr, step, steps)
         for width in self.widths:
             if width.searches:
                 width.heat.fill_(max(_COLDEST, 1 - step / steps))
                 choice = width.choice
                 assert choice.grad is not None
                 size = choice.grad.abs().mean(dim=1, keepdim=True) + 1e-8
-                choice.sub_(self.config.lr * (1 - step / steps) * choice.grad / size)
+                choice.sub_(rate * choice.grad / size)
         return False
 
     @torch.no_grad()
@@ -196,7 +197,12 @@ class AutoDim(ProjectedWidth):
 
         kind: Literal["autodim"] = "autodim"
         search_epochs: int = Field(default=3, ge=1, description="epochs of the search")
-        lr: float = Field(default=0.01, gt=0, description="first learning rate of the weights a")
+        lr: float | None = Field(
+            default=None,
+            gt=0,
+            description="first learning rate of the weights a; null: 0.01, more in fewer than 2,000 "
+            "steps",
+        )
         retrain: Retrain = "found"
 
     def __init__(self, config: Any, tables: Sequence[Table]) -> None:

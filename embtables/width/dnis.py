@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from embtables.compressor import Segments, Table, widths
 from embtables.registry import Config
-from embtables.search import Fitness, Stage
+from embtables.search import Fitness, Stage, falling_rate
 from embtables.width._pruned import PerRow, PrunedWidth, PruningSearch, Retrain
 
 _SHRINKING = 0.7
@@ -89,13 +89,13 @@ class DNISSearch(PruningSearch["DNIS"]):
     def step(self, step: int, steps: int) -> bool:
         """Step alpha by its gradient, each cell's divided by its mean size; the rate falls to zero."""
         cells = [cells for width in self.widths if (cells := width.cells) is not None]
+        rate = falling_rate(self.config.lr, step, steps)
         for one in cells:
             assert one.alpha.grad is not None
             size = one.alpha.grad.abs().mean(dim=1, keepdim=True)
             # The mean begins with the first batch that reads the cell, which more than l1 tells.
             begun = one.size > self.config.l1 * _READ
             one.size.copy_(torch.where(begun, one.size.lerp(size, _NEWS), size))
-            rate = self.config.lr * (1 - step / steps)
             one.alpha.sub_(rate * one.alpha.grad / (one.size + 1e-12)).clamp_(0, 1)
         if cells:
             project(cells, 1 - (1 - self.share) * min(step / steps / _SHRINKING, 1.0))
@@ -169,7 +169,11 @@ class DNIS(PrunedWidth):
         )
         blocks: int = Field(default=8, ge=1, le=32, description="blocks of rows by frequency")
         search_epochs: int = Field(default=2, ge=1, description="epochs of the search")
-        lr: float = Field(default=0.01, gt=0, description="first learning rate of alpha")
+        lr: float | None = Field(
+            default=None,
+            gt=0,
+            description="first learning rate of alpha; null: 0.01, more in fewer than 2,000 steps",
+        )
         retrain: Retrain = "found"
         l1: float = Field(default=1e-5, ge=0, description="weight of sum |alpha| in its loss")
 

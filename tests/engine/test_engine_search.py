@@ -31,7 +31,7 @@ from embtables import (
     RowWiseAdagrad,
     Vocabulary,
 )
-from embtables.search import search_of
+from embtables.search import falling_rate, search_of
 from embtables.width._pruned import PrunedWidth, smallest
 
 PRUNES = ["dnis", "dnis(form=element)", "magnitude", "pep", "pep(per=row)", SMALL]
@@ -211,3 +211,17 @@ def test_zeros_of_rounding_are_no_pruning(table: str) -> None:
     for step in range(1, 6):
         train_step(tables, search, search.stages(search.config)[0], linear_loss, step, 5)
     assert search.rows("user")[:, 1:].any()
+
+
+@pytest.mark.parametrize("steps", [100, 1000, 2310])
+def test_structure_can_move_ten_times_its_size_however_short_the_search(steps: int) -> None:
+    rates = [falling_rate(None, step, steps) for step in range(1, steps + 1)]
+    # 2 * 10 / steps * sum (1 - s / steps) = 10 * (steps - 1) / steps, or more.
+    assert sum(rates) == pytest.approx(max(10, 0.005 * steps) * (1 - 1 / steps))
+    assert rates[-1] == 0
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_no_step_of_a_very_short_search_is_above_a_fifth_but_where_it_is_asked_for() -> None:
+    assert falling_rate(None, 5, 10) == 0.1
+    assert falling_rate(0.5, 5, 10) == 0.25
