@@ -63,7 +63,9 @@ def outcome_text(outcome: Outcome) -> str:
     if "failure" in outcome:
         return f"failed: {outcome['failure']}"
     metric = outcome["monitor"]
-    return f"test {metric} {outcome['test'][metric]:.5f}, {outcome['bytes']['file']:,} bytes"
+    value = outcome["test"][metric]
+    shown = "undefined" if value is None else f"{value:.5f}"
+    return f"test {metric} {shown}, {outcome['bytes']['file']:,} bytes"
 
 
 def finished(job: Job) -> Outcome | None:

@@ -287,7 +287,21 @@ class Trainer:
         found = measure_trained(
             self.store, "valid", self.predict, options, self.retrieval, self.stop
         )
-        return sign_of(self.options.monitor) * found[options.monitor]
+        return sign_of(self.options.monitor) * self._monitored(found)
+
+    def _monitored(self, valid: dict[str, float]) -> float:
+        """Return the monitored metric of validation rows.
+
+        Raises:
+            ValueError: it is undefined.
+        """
+        value = valid[self.options.monitor]
+        if math.isnan(value):
+            raise ValueError(
+                f"train.monitor: {self.options.monitor} of the validation rows is undefined (one "
+                "label only); use train.monitor=logloss, or more validation rows"
+            )
+        return value
 
     # -- training --------------------------------------------------------------------------------
 
@@ -419,12 +433,7 @@ class Trainer:
         state = self.state
         self._lap("train")
         valid = self.measure("valid", self.predict)
-        value = valid[self.options.monitor]
-        if math.isnan(value):
-            raise ValueError(
-                f"train.monitor: {self.options.monitor} of the validation rows is undefined (one "
-                "label only); use train.monitor=logloss, or more validation rows"
-            )
+        value = self._monitored(valid)
         gained = (
             state.best is None or sign_of(self.options.monitor) * (value - state.best) > MIN_GAIN
         )

@@ -17,7 +17,7 @@ import pytest
 
 from trainer import jobs
 from trainer.config import RunConfig
-from trainer.jobs import Job, finished, run_jobs
+from trainer.jobs import Job, finished, outcome_text, run_jobs
 from trainer.loop import train
 from trainer.rundir import lock
 from trainer.signals import Interrupted
@@ -141,3 +141,8 @@ def unlocked(run: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_an_undefined_metric_is_said_in_words() -> None:
+    outcome = {"monitor": "auc", "test": {"auc": None}, "bytes": {"file": 1200}}
+    assert outcome_text(outcome) == "test auc undefined, 1,200 bytes"

@@ -597,3 +597,13 @@ def test_small_data_is_pruned_over_a_thousand_steps_where_nothing_is_asked_for(
     for place, one in enumerate(trainer.stages):
         trainer.state.stage = place
         assert trainer._epochs() == (epochs if one.name == stage else 2)
+
+
+def test_candidates_are_not_chosen_by_an_undefined_metric(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("table=optembed", *OPTIONS)
+    trainer = Trainer(config, open_store(config))
+    monkeypatch.setattr(loop, "measure_trained", lambda *_: {"auc": float("nan")})
+    with pytest.raises(ValueError, match=r"train\.monitor: auc .* is undefined"):
+        trainer._fitness(100)
