@@ -60,7 +60,6 @@ class Stage:
         structure: rows whose loss trains the structure: those of "train", in the same step, or those of
             "valid", a batch after each training batch, which trains nothing else; None: no structure.
         epochs: so many; 0 trains nothing; None as many as the recipe says, with its patience.
-        least_steps: more epochs than that where they have fewer steps, as those of small data do.
         keep: weights that go on: those of the best validation, or the last ones.
         restart: whether the network begins with its initial weights.
     """
@@ -69,7 +68,6 @@ class Stage:
     network: bool = True
     structure: Literal["train", "valid"] | None = None
     epochs: int | None = None
-    least_steps: int = 0
     keep: Literal["best", "last"] = "best"
     restart: bool = False
 

@@ -400,9 +400,7 @@ class Trainer:
         return self.stop() if ranks() == 1 else due and any_rank(self.stop(), self.device)
 
     def _epochs(self) -> int:
-        if self.stage.epochs is None:
-            return self.options.epochs
-        return max(self.stage.epochs, -(-self.stage.least_steps // self.steps_per_epoch))
+        return self.options.epochs if self.stage.epochs is None else self.stage.epochs
 
     def _count(self, rows: int, held_out: int) -> None:
         """Move the position behind the batch just trained on, and the one of held-out rows."""

@@ -20,15 +20,13 @@ from torch import Tensor, nn
 
 from embtables.compressor import Segments, Table, Width
 from embtables.rows.pruned import pruned_bytes
-from embtables.search import Search, Stage
+from embtables.search import Search
 
 Retrain = Annotated[
     Literal["initial", "found"],
     Field(description="weights that training goes on from after the search"),
 ]
 
-_LEAST_STEPS = 1000
-"""Of a stage that prunes little by little: in fewer, rows cannot make up for what is pruned."""
 _STEPS = 40
 """Bisection steps of a threshold."""
 _MORE = 64
@@ -165,21 +163,6 @@ class PruningSearch(Search[P]):
             pruned_bytes((table != 0).float(), self.placed[name].precision)
             for name, table in rows.items()
         )
-
-
-def gradual_stage(
-    name: str, epochs: int | None, usual: int, structure: Literal["train"] | None = None
-) -> Stage:
-    """Return a stage that prunes little by little.
-
-    Args:
-        name: of the stage.
-        epochs: its length; None: `usual` epochs, and more where they are fewer than 1,000 steps.
-        usual: epochs.
-        structure: as in `Stage`.
-    """
-    least = _LEAST_STEPS if epochs is None else 0
-    return Stage(name, structure=structure, epochs=epochs or usual, least_steps=least, keep="last")
 
 
 def smallest(fits: Callable[[float], bool], most: float) -> float | None:

@@ -20,7 +20,7 @@ from pydantic import Field
 from embtables.compressor import widths
 from embtables.registry import Config
 from embtables.search import Fitness, Stage
-from embtables.width._pruned import PrunedWidth, PruningSearch, Retrain, gradual_stage
+from embtables.width._pruned import PrunedWidth, PruningSearch, Retrain
 
 _TIMES = 50
 """How often numbers are pruned within the stage."""
@@ -36,7 +36,7 @@ class MagnitudeSearch(PruningSearch["Magnitude"]):
         """Warm-up, prune, retrain."""
         return (
             Stage("warm-up"),
-            gradual_stage("prune", config.prune_epochs, 2),
+            Stage("prune", epochs=config.prune_epochs, keep="last"),
             Stage("retrain", restart=config.retrain == "initial"),
         )
 
@@ -76,12 +76,7 @@ class Magnitude(PrunedWidth):
         """Options of magnitude pruning."""
 
         kind: Literal["magnitude"] = "magnitude"
-        prune_epochs: int | None = Field(
-            default=None,
-            ge=1,
-            description="epochs of the stage that prunes; null: 2, more where they are fewer than "
-            "1,000 steps",
-        )
+        prune_epochs: int = Field(default=2, ge=1, description="epochs of the stage that prunes")
         retrain: Retrain = "found"
 
     @classmethod

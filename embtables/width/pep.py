@@ -25,7 +25,7 @@ from torch.nn import functional
 from embtables.compressor import Segments, Table, widths
 from embtables.registry import Config
 from embtables.search import Fitness, Rebuild, Stage
-from embtables.width._pruned import PrunedWidth, PruningSearch, Retrain, gradual_stage
+from embtables.width._pruned import PrunedWidth, PruningSearch, Retrain
 
 if TYPE_CHECKING:
     from embtables.tables import EmbeddingTables
@@ -43,7 +43,7 @@ class PEPSearch(PruningSearch["PEP"]):
     def stages(cls, config: Any) -> tuple[Stage, ...]:
         """Search, retrain."""
         return (
-            gradual_stage("search", config.search_epochs, 5, structure="train"),
+            Stage("search", structure="train", epochs=config.search_epochs, keep="last"),
             Stage("retrain", restart=config.retrain == "initial"),
         )
 
@@ -103,12 +103,7 @@ class PEP(PrunedWidth):
         per: Literal["number", "row"] = Field(
             default="number", description="what has a threshold of its own"
         )
-        search_epochs: int | None = Field(
-            default=None,
-            ge=1,
-            description="epochs of the rise of thresholds; null: 5, more where they are fewer than "
-            "1,000 steps",
-        )
+        search_epochs: int = Field(default=5, ge=1, description="epochs of the rise of thresholds")
         retrain: Retrain = "initial"
 
     @classmethod

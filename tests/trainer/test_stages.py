@@ -579,26 +579,6 @@ def test_structure_is_there_only_while_it_is_learned(tiny: Tiny) -> None:
     assert seen == [0, 2, 0]
 
 
-@pytest.mark.parametrize(
-    ("table", "stage", "epochs"),
-    [
-        ("magnitude", "prune", 167),
-        ("pep", "search", 167),
-        ("magnitude(prune_epochs=1)", "prune", 1),
-        ("pep(search_epochs=1)", "search", 1),
-    ],
-)
-def test_small_data_is_pruned_over_a_thousand_steps_where_nothing_is_asked_for(
-    table: str, stage: str, epochs: int, tiny: Tiny
-) -> None:
-    config = tiny(f"table={table}", *OPTIONS)
-    trainer = Trainer(config, open_store(config))
-    assert trainer.steps_per_epoch == 6
-    for place, one in enumerate(trainer.stages):
-        trainer.state.stage = place
-        assert trainer._epochs() == (epochs if one.name == stage else 2)
-
-
 def test_candidates_are_not_chosen_by_an_undefined_metric(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
