@@ -76,7 +76,7 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
     Args:
         config: the run.
         run_dir: where the run is kept.
-        fresh: throw away what an earlier run left there.
+        fresh: throw away what an earlier run left there, once it is known that this one can begin.
 
     Returns:
         The summary, which is also in ``summary.json``; nothing on ranks other than 0.
@@ -102,6 +102,7 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
         with joined(pick_device(config.train.device), config.train.rank_timeout):
             if on_first(lambda: summary) is None:
                 trainer = Trainer(config, store, run, stop)
+                on_first(run.begin)
                 trainer.seconds["prepare"] = trainer.began - began
                 trainer.fit()
                 if job_size() > 1:

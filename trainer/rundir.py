@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import logging.handlers
 import math
 import os
 import platform
@@ -59,6 +60,9 @@ def default_path(recipe: str, config: dict[str, Any]) -> Path:
 class RunDir:
     """A locked run directory; use it as a context manager.
 
+    Nothing is written, or thrown away, before `begin`: a run that its data or configuration stop leaves
+    no trace.
+
     Layout: config.yaml (resolved), env.json, metrics.jsonl, summary.json (when finished), log.txt,
     model.safetensors (packed, when finished), scores/test.npy (its logits of the test rows, float32, in
     their order), checkpoints/step-<step>/ (`trainer.checkpoint`), tensorboard/ (if it is logged to).
@@ -66,7 +70,7 @@ class RunDir:
     Args:
         path: the directory, made if it does not exist.
         config: the resolved configuration as plain values.
-        fresh: throw away what an earlier run left.
+        fresh: take what an earlier run left for nothing, and throw it away at `begin`.
         writes: False on ranks that only read it: nothing is locked, checked or written there.
         log_to: "tensorboard" writes what metrics.jsonl gets to event files as well.
 
@@ -89,8 +93,10 @@ class RunDir:
         self.model = path / "model.safetensors"
         self.scores = path / "scores"
         self._config = config
-        self._fresh, self._writes = fresh, writes
-        self._handler: logging.Handler | None = None
+        self._writes = writes
+        self._new = fresh
+        self._made = False
+        self._log = logging.handlers.MemoryHandler(sys.maxsize, logging.CRITICAL + 1, None, False)
         board = writes and "tensorboard" in log_to
         self._board = Board(path / "tensorboard") if board else None
 
@@ -101,44 +107,53 @@ class RunDir:
         known = (self.path / "lock").exists() and not (self.path / "runs").exists()  # of a sweep
         if self.path.is_dir() and any(self.path.iterdir()) and not known:
             raise ValueError(f"{self.path}: not empty and not a run; choose another --run-dir")
+        self._made = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        self._lock_file = lock(self.path, "--run-dir")
         try:
-            if self._fresh:
-                self._clear()
-            finished = self.summary() is not None
-            begun = any(self.checkpoints.glob("step-*"))
-            if stored.exists() and (finished or begun):
+            kept = self.summary() is not None or any(self.checkpoints.glob("step-*"))
+            self._new = self._new or not (stored.exists() and kept)
+            if not self._new:
                 self._refuse_other(read_preset(stored))
-            else:
-                _write(stored, yaml.safe_dump(self._config, sort_keys=False))
-                self.rewind(0)
-            if not finished:
-                _write(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
-            self._handler = logging.FileHandler(self.path / "log.txt")
         except BaseException:
-            self._unlock()
+            self._lock_file.close()
             raise
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for name in _LOGGERS:
-            logging.getLogger(name).addHandler(self._handler)
+            logging.getLogger(name).addHandler(self._log)
             logging.getLogger(name).setLevel(logging.INFO)
         return self
 
+    def begin(self) -> None:
+        """Write down what is run and where, and keep a log from here on."""
+        if not self._writes:
+            return
+        if self._new:
+            self._clear()
+            _write(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
+            self._new = self._made = False
+        _write(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        file = logging.FileHandler(self.path / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._log.setTarget(file)
+        self._log.flush()
+        self._log.capacity = 1
+
     def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            for name in _LOGGERS:
-                logging.getLogger(name).removeHandler(self._handler)
-            self._handler.close()
+        for name in _LOGGERS:
+            logging.getLogger(name).removeHandler(self._log)
+        if self._log.target is not None:
+            self._log.target.close()
         if self._board is not None:
             self._board.close()
         if self._writes:
-            self._unlock()
+            if self._made:
+                shutil.rmtree(self.path)
+            self._lock_file.close()
 
     def summary(self) -> dict[str, Any] | None:
         """Return the summary of a finished run, or None."""
         file = self.path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        return json.loads(file.read_text()) if file.exists() and not self._new else None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which makes the run a finished one."""
@@ -162,12 +177,6 @@ class RunDir:
             _write(file, "".join(line for line in whole if json.loads(line)["step"] <= step))
         if self._board is not None:
             self._board.rewind(step)
-
-    def _lock(self) -> None:
-        self._lock_file = lock(self.path, "--run-dir")
-
-    def _unlock(self) -> None:
-        self._lock_file.close()
 
     def _clear(self) -> None:
         for item in self.path.iterdir():

@@ -39,9 +39,11 @@ def test_events_are_the_lines_of_metrics(tiny: Tiny, tmp_path: Path) -> None:
         {"split": "valid", "step": 18, "auc": 0.75, "stage": "train"},
     ]
     with RunDir(tmp_path / "other", {}, log_to=("jsonl", "tensorboard")) as run:
+        run.begin()
         run.record(rows[0])
-        run.rewind(9)
+        (run.checkpoints / "step-00000009").mkdir(parents=True)
     with RunDir(tmp_path / "other", {}, log_to=("jsonl", "tensorboard")) as run:
+        run.begin()
         run.rewind(9)
         run.record(rows[1])
     found = events(tmp_path / "other" / "tensorboard")

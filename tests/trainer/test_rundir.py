@@ -23,6 +23,7 @@ OTHER = {"model": {"kind": "lr"}, "train": {"epochs": 4}}
 def begun(path: Path) -> Path:
     """A run that has a checkpoint."""
     with RunDir(path, CONFIG) as run:
+        run.begin()
         run.record({"step": 1, "auc": float("nan")})
         Checkpoints(run.checkpoints, "run").save(1, {"a": torch.zeros(1)}, {})
     return path
@@ -38,11 +39,28 @@ def test_other_configuration_is_refused_with_the_differences(tmp_path: Path) -> 
         assert any(run.checkpoints.iterdir())
 
 
-def test_fresh_throws_the_old_run_away(tmp_path: Path) -> None:
+def test_fresh_throws_the_old_run_away_when_the_new_one_begins(tmp_path: Path) -> None:
     begun(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with RunDir(tmp_path, OTHER, fresh=True) as run:
-        assert not run.checkpoints.exists()
-        assert not (tmp_path / "metrics.jsonl").exists()
+        assert run.summary() is None
+        logging.getLogger("embtables").warning("early")
+    after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {**after, tmp_path / "lock": b""} == {**before, tmp_path / "lock": b""}
+    with RunDir(tmp_path, OTHER, fresh=True) as run:
+        logging.getLogger("embtables").warning("early")
+        run.begin()
+        assert {item.name for item in tmp_path.iterdir()} == {
+            *("lock", "config.yaml", "env.json", "log.txt")
+        }
+        assert "early" in (tmp_path / "log.txt").read_text()
+
+
+def test_run_that_does_not_begin_leaves_no_directory(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "runs" / "a", CONFIG):
+        assert (tmp_path / "runs" / "a").exists()
+    assert not (tmp_path / "runs" / "a").exists()
 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
@@ -68,6 +86,7 @@ def test_second_process_is_refused(tmp_path: Path) -> None:
 
 def test_metrics_are_json_and_rewind_drops_later_and_torn_lines(tmp_path: Path) -> None:
     with RunDir(tmp_path, CONFIG) as run:
+        run.begin()
         for step in (1, 2, 3):
             run.record({"step": step, "auc": float("nan")})
         file = tmp_path / "metrics.jsonl"
@@ -78,8 +97,11 @@ def test_metrics_are_json_and_rewind_drops_later_and_torn_lines(tmp_path: Path) 
 
 
 def test_log_goes_to_the_directory_while_it_is_open(tmp_path: Path) -> None:
-    with RunDir(tmp_path, CONFIG):
+    with RunDir(tmp_path, CONFIG) as run:
         logging.getLogger("data.rows").warning("dropped a row")
+        run.begin()
+        logging.getLogger("embtables").info("trained")
+        assert "trained" in (tmp_path / "log.txt").read_text()
     logging.getLogger("embtables").warning("too late")
     text = (tmp_path / "log.txt").read_text()
     assert "dropped a row" in text
@@ -87,7 +109,8 @@ def test_log_goes_to_the_directory_while_it_is_open(tmp_path: Path) -> None:
 
 
 def test_environment_names_versions_code_and_machine(tmp_path: Path) -> None:
-    with RunDir(tmp_path, CONFIG):
+    with RunDir(tmp_path, CONFIG) as run:
+        run.begin()
         env = json.loads((tmp_path / "env.json").read_text())
     assert env["versions"]["torch"] == torch.__version__
     assert {"python", "commit", "dirty", "cpu", "cores", "threads", "gpu"} <= env.keys()

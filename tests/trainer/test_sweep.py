@@ -260,8 +260,8 @@ def test_a_sweep_and_a_run_do_not_take_each_others_folder(
         with pytest.raises(ValueError, match="not empty and not a run"):
             RunDir(tmp_path / "sweep", {}, fresh=fresh).__enter__()
     assert (tmp_path / "sweep" / "runs" / "one").exists()
-    with RunDir(tmp_path / "run", {}):
-        pass
+    with RunDir(tmp_path / "run", {}) as run:
+        run.begin()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").touch()
     for name in ("run", "thesis"):

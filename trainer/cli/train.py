@@ -89,7 +89,10 @@ def train(
     try:
         summary = run(loaded.config, path, fresh=fresh)
     except Interrupted:
-        typer.echo(f"interrupted; {path} is kept. The same command resumes it.", err=True)
+        kept = (
+            f"{path} is kept. The same command resumes it." if path.exists() else "nothing was done"
+        )
+        typer.echo(f"interrupted; {kept}", err=True)
         raise
     if summary:
         typer.echo(summary_text(summary))
