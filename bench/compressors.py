@@ -50,8 +50,9 @@ def methods() -> list[str]:
 class Together:
     """Ids of near places that occur together, for graph clusters."""
 
-    def partner(self, table: str) -> str:
+    def partner(self, table: str, named: str | None = None) -> str:
         """Return another table of the same size."""
+        assert named is None
         return "f2" if table == "f1" else "f1"
 
     def pairs(self, left: str, right: str) -> Pairs:

@@ -182,8 +182,9 @@ class Pairs(NamedTuple):
 class Interactions(Protocol):
     """Which ids occur together in the training rows."""
 
-    def partner(self, table: str) -> str:
-        """Return the largest table with other ids: what to learn against where nothing is named."""
+    def partner(self, table: str, named: str | None = None) -> str:
+        """Return what a table learns against: the named one, or, for the ids of that table itself or
+        where nothing is named, the largest with other ids."""
         ...
 
     def pairs(self, left: str, right: str) -> Pairs:

@@ -77,9 +77,11 @@ class StoreInteractions:
         self._names = columns
         self._split = store.split("train")
 
-    def partner(self, table: str) -> str:
-        """Return the largest table of another column."""
+    def partner(self, table: str, named: str | None = None) -> str:
+        """Return the named table, or the largest, of another column than the table's."""
         own = self._find(table)
+        if named is not None and self._find(named) != own:
+            return named
         others = {t: c for t, c in self._column.items() if c != own}
         if not others:
             raise ValueError(f"table {table!r}: there is no other column to learn against")

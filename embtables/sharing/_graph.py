@@ -25,7 +25,7 @@ class GraphConfig(Config):
     against: str | None = Field(
         default=None,
         min_length=1,
-        description="table to cluster against; left out: the largest other one",
+        description="table to cluster against; left out, and for itself: the largest other one",
     )
     weighted: bool = Field(default=True, description="a pair met twice weighs two")
     positives: bool = Field(default=False, description="pairs of positive rows alone")
@@ -86,7 +86,7 @@ class GraphSharing(Sharing):
             )
         clusters: dict[tuple[str, str], Clusters] = {}
         for table, (_, rows) in self._sizes.items():
-            other = self.config.against or interactions.partner(table)
+            other = interactions.partner(table, self.config.against)
             sides = min(table, other), max(table, other)
             if sides not in clusters:
                 clusters[sides] = Clusters(self._graph(interactions.pairs(*sides)))

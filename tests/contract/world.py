@@ -41,7 +41,9 @@ def _counts(name: str, rows: int) -> np.ndarray:
 class _Near:
     """2000 training rows in which ids near each other occur together."""
 
-    def partner(self, table: str) -> str:
+    def partner(self, table: str, named: str | None = None) -> str:
+        if named not in (None, table):
+            return named
         return "shop" if table == "item" else "item"
 
     def pairs(self, left: str, right: str) -> Pairs:

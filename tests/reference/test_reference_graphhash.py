@@ -38,7 +38,8 @@ class Planted:
     def __init__(self, pairs: Pairs) -> None:
         self.found = pairs
 
-    def partner(self, table: str) -> str:
+    def partner(self, table: str, named: str | None = None) -> str:
+        assert named in (None, "item")
         return "item" if table == "user" else "user"
 
     def pairs(self, left: str, right: str) -> Pairs:

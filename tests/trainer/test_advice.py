@@ -107,7 +107,7 @@ def test_error_of_an_auc_is_that_of_hanley_and_mcneil() -> None:
 class Paired:
     """Interactions of the tables a and b."""
 
-    def partner(self, table: str) -> str:
+    def partner(self, table: str, named: str | None = None) -> str:
         return "b" if table == "a" else "a"
 
     def pairs(self, left: str, right: str) -> Pairs:

@@ -198,6 +198,36 @@ def test_other_settings_have_other_baselines(tmp_path: Path) -> None:
     assert section.full(last) is section.narrow(last) is None
 
 
+def test_sweeps_are_cells_of_what_their_configurations_change(tmp_path: Path) -> None:
+    """A size and a number of epochs that all runs of a sweep have are as good as an axis."""
+    base = planted().config | {"train": {"epochs": 3}}
+    given: dict[str, tuple[dict[str, Any], tuple[str, float | None]]] = {
+        "first": ({}, ("full", None)),
+        "narrow": ({"ratio": 0.5}, ("full", 0.5)),
+        "longer": ({"train": {"epochs": 9}}, ("full", None)),
+        "hash": ({"table": "hash"}, ("hash", 0.2)),
+    }
+    for name, (changed, (table, ratio)) in given.items():
+        kept = {"table": table} if name == "first" else {}
+        asked = {"ratio": ratio} if name == "hash" else {}
+        runs = [
+            run.model_copy(update={"cell": kept | asked})
+            for run in runs_of(table, ratio, *CELLS[table, ratio])
+        ]
+        axes = {"data.rows": [1]}
+        planted(name=name, config=base | changed, axes=axes, runs=runs).write(
+            tmp_path / f"{name}.json"
+        )
+    (section,) = read_sections([tmp_path / f"{name}.json" for name in given])
+    assert {cell.name: len(cell.runs) for cell in section.cells} == {
+        "full": 3,
+        "full, ratio 0.5": 3,
+        "full, train.epochs=9": 3,
+        "hash, ratio 0.2": 3,
+    }
+    assert [cell.role for cell in section.cells] == ["full", "narrow", "full", ""]
+
+
 def test_other_fields_are_compared_with_plain_tables(tmp_path: Path) -> None:
     mixed = [
         run.model_copy(update={"cell": run.cell | {"fields.user": "hash"}})

@@ -55,7 +55,7 @@ class Cell:
     @cached_property
     def table(self) -> str:
         """What its tables are made of."""
-        return str(self._summary("table") or self.values.get("table", self.config.get("table")))
+        return str(self._known["table"])
 
     @cached_property
     def beside(self) -> dict[str, Any]:
@@ -70,8 +70,7 @@ class Cell:
     @cached_property
     def size(self) -> str:
         """The size that was asked for, empty if none was."""
-        asked = self.values if any(key in self.values for key in SIZES) else self.config
-        ratio, budget = (self._summary(key) or asked.get(key) for key in SIZES)
+        ratio, budget = (self._known.get(key) for key in SIZES)
         if ratio is not None:
             return f"ratio {ratio:g}" if isinstance(ratio, float | int) else f"ratio {ratio}"
         return "" if budget is None else f"budget {bytes_text(budget)}"
@@ -133,8 +132,10 @@ class Cell:
         runs = list(self.runs.values())
         return next((run for run in runs if run.fields), runs[0])
 
-    def _summary(self, key: str) -> Any:
-        return next((run.summary[key] for run in self.runs.values() if run.summary), None)
+    @property
+    def _known(self) -> dict[str, Any]:
+        """What a run says of its table and size, or else what was asked for."""
+        return next((run.summary for run in self.runs.values() if run.summary), self.values)
 
 
 @dataclass
@@ -250,17 +251,33 @@ def _section(together: Sequence[Records], folders: dict[str, Path]) -> Section:
     first = (sweeps or together)[0]
     cells: dict[str, Cell] = {}
     for records in together:
-        beside = {} if records.axes else changes(first.config, records.config)
         for run in records.runs:
-            values = run.cell | beside
+            values = _values(run.cell, records.config, first.config)
             cell = cells.setdefault(_same(values), Cell(values, first.config))
             _add(cell, run.model_copy(update={"cell": values}), folders)
     name = first.name if sweeps or len(together) == 1 else first.recipe
-    errors = [error for records in together for error in records.rows_errors]
+    errors = [
+        error.model_copy(
+            update={"cells": tuple(_values(c, records.config, first.config) for c in error.cells)}
+        )
+        for records in together
+        for error in records.rows_errors
+    ]
     section = Section(first.model_copy(update={"name": name}), list(cells.values()))
     bayes = first.bayes or (section.store.stats.get("bayes") if section.store else None)
     section.records = section.records.model_copy(update={"bayes": bayes, "rows_errors": errors})
     return section
+
+
+def _values(
+    cell: dict[str, Any], config: dict[str, Any], first: dict[str, Any]
+) -> dict[str, Any]:
+    """Return table, size and all that a cell of one configuration changes of the first one."""
+    given = {key: config[key] for key in ("table", *SIZES) if config.get(key) is not None}
+    if cell.keys() & set(SIZES):
+        given = {"table": given["table"]}
+    values = given | changes(first, config) | cell
+    return {key: value for key, value in values.items() if key not in SIZES or value is not None}
 
 
 def _add(cell: Cell, run: Record, folders: dict[str, Path]) -> None:
