@@ -185,7 +185,7 @@ def plan(
             that do not go together, or a budget below the smallest reachable size, which the message
             names.
     """
-    configs = _configs(tables, default, fields)
+    configs = table_configs(tables, default, fields)
     budget = byte_budget(tables, budget, ratio)
     if budget is None:
         return _at(tables, configs, 1.0)
@@ -196,7 +196,7 @@ def smallest_plan(
     tables: Sequence[Table], default: TableConfig, fields: Mapping[str, TableConfig]
 ) -> Plan:
     """Return the plan of the fewest bytes that the methods reach; arguments and errors as `plan`."""
-    return _smallest(tables, _configs(tables, default, fields))
+    return _smallest(tables, table_configs(tables, default, fields))
 
 
 def _smallest(tables: Sequence[Table], configs: Mapping[str, TableConfig]) -> Plan:
@@ -204,9 +204,14 @@ def _smallest(tables: Sequence[Table], configs: Mapping[str, TableConfig]) -> Pl
     return min((_at(tables, configs, share) for share in (0.0, 1.0)), key=plan_bytes)
 
 
-def _configs(
+def table_configs(
     tables: Sequence[Table], default: TableConfig, fields: Mapping[str, TableConfig]
 ) -> dict[str, TableConfig]:
+    """Return what each table is made of.
+
+    Raises:
+        ValueError: an unknown table in `fields`.
+    """
     names = [table.name for table in tables]
     for name in fields:
         if name not in names:

@@ -183,8 +183,10 @@ class Interactions(Protocol):
     """Which ids occur together in the training rows."""
 
     def partner(self, table: str, named: str | None = None) -> str:
-        """Return what a table learns against: the named one, or, for the ids of that table itself or
-        where nothing is named, the largest with other ids."""
+        """Return what a table learns against: the named one, unless it has the same ids.
+
+        For those, and where nothing is named, it is the largest table with other ids.
+        """
         ...
 
     def pairs(self, left: str, right: str) -> Pairs:

@@ -14,6 +14,7 @@ from pydantic import (
     ValidationInfo,
     field_serializer,
     field_validator,
+    model_validator,
 )
 from torch.optim.optimizer import ParamsT
 
@@ -196,6 +197,17 @@ class RunConfig(Config):
     dense: DenseOptimizer = Adam()
     train: TrainConfig = TrainConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_optimizers(cls, tree: Any) -> Any:
+        """Take an optimizer without its kind for the usual one with other options."""
+        found = dict(tree)
+        for name in ("rows", "dense"):
+            given = found.get(name)
+            if isinstance(given, dict) and "kind" not in given:
+                found[name] = cls.model_fields[name].default.model_dump() | given
+        return found
 
     @field_validator("backend")
     @classmethod

@@ -36,7 +36,8 @@ class Axis:
             raise ValueError(f"expected key=value,value, such as ratio=0.5,0.1, got {text!r}")
         if key == "train.seed":
             raise ValueError("train.seed: seeds are counted by --seeds")
-        twice = sorted({value for value in values if values.count(value) > 1})
+        read = [parse_override(f"{key}={value}")[1] for value in values]
+        twice = [value for at, value in enumerate(values) if read[at] in read[:at]]
         if twice:
             raise ValueError(f"{key}: {', '.join(twice)} given twice")
         return cls(key, values)

@@ -298,10 +298,7 @@ class Trainer:
         """
         value = valid[self.options.monitor]
         if math.isnan(value):
-            raise ValueError(
-                f"train.monitor: {self.options.monitor} of the validation rows is undefined (one "
-                "label only); use train.monitor=logloss, or more validation rows"
-            )
+            raise self._undefined()
         return value
 
     # -- training --------------------------------------------------------------------------------
@@ -633,6 +630,15 @@ class Trainer:
                 "train.monitor: gauc needs group ids, and the data source "
                 f"{self.config.data.kind!r} names no group; use train.monitor=auc"
             )
+        clicked = self.store.stats["splits"]["valid"]["label_mean"]
+        if self.options.monitor in ("auc", "gauc") and clicked in (0, 1):
+            raise self._undefined()
+
+    def _undefined(self) -> ValueError:
+        return ValueError(
+            f"train.monitor: {self.options.monitor} of the validation rows is undefined (one "
+            "label only); use train.monitor=logloss, or more validation rows"
+        )
 
     def _limited(self, batches: int) -> int:
         limit = self.options.limit_batches

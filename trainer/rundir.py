@@ -157,14 +157,14 @@ class RunDir:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which makes the run a finished one."""
-        _write(self.path / "summary.json", json.dumps(_plain(summary), indent=2) + "\n")
+        _write(self.path / "summary.json", json.dumps(json_values(summary), indent=2) + "\n")
 
     def record(self, row: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         if not self._writes:
             return
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(_plain(row)) + "\n")
+            file.write(json.dumps(json_values(row)) + "\n")
         if self._board is not None:
             self._board.add(row)
 
@@ -284,12 +284,12 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def _plain(value: Any) -> Any:
-    """Return the value with NaN and infinity as None, so that every JSON reader takes it."""
+def json_values(value: Any) -> Any:
+    """Return a value with NaN and infinity as None, so that every JSON reader takes it."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [json_values(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

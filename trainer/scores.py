@@ -25,10 +25,15 @@ def write_scores(packed: Path, rows: Path, output: Path | None) -> int:
             standard output.
 
     Raises:
-        ValueError: another ending, no exported model, or a row that cannot be read (file and line).
+        ValueError: another ending, no folder for the output, no exported model, a folder as input, or
+            a row that cannot be read (file and line).
     """
     if output is not None and output.suffix not in ENDINGS:
         raise ValueError(f"{output}: expected a name that ends in {', '.join(ENDINGS)}")
+    if output is not None and not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}; make it first")
+    if rows.is_dir():
+        raise ValueError(f"{rows}: a folder; give one file of rows")
     scores = PackedModel.load(packed).predict_file(rows)
     if output is None:
         return _write_text(scores, sys.stdout)
@@ -46,11 +51,13 @@ def write_scores(packed: Path, rows: Path, output: Path | None) -> int:
 
 def _write_text(scores: Iterable[np.ndarray], file: TextIO) -> int:
     """Write a header and the shortest numbers that are read back as the same float64."""
-    count = 0
-    file.write("score\n")
+    count, header = 0, "score\n"
     for some in scores:
+        file.write(header)
+        header = ""
         file.writelines(f"{score!r}\n" for score in some.tolist())
         count += len(some)
+    file.write(header)
     return count
 
 

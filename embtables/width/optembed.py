@@ -227,7 +227,10 @@ class OptEmbed(PrunedWidth):
         population: int = Field(default=20, ge=2, description="candidates of the first generation")
         generations: int = Field(default=30, ge=0, description="generations after the first")
         eval_rows: int | None = Field(
-            default=100_000, ge=1, description="validation rows that measure a candidate; null: all"
+            default=100_000,
+            ge=1,
+            description="first validation rows, by which candidates are measured; null: all, as rows "
+            "sorted by label or time need",
         )
         retrain: Retrain = "initial"
 

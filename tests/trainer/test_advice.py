@@ -21,10 +21,11 @@ from trainer.advice.choice import Choice, choose
 from trainer.advice.evidence import Cell, Evidence, Outcome, Rule, Study, read_evidence
 from trainer.advice.facts import Facts, Rows, facts_of
 from trainer.advice.ranking import AVERAGE, strengths
+from trainer.advice.sweeps import _ratio
 from trainer.advice.text import advice_text
 from trainer.config import load_config
 from trainer.overrides import parse_override
-from trainer.records import FILE, Record, Records, without_paths
+from trainer.records import FILE, Record, Records, read_records, without_paths
 
 ROWS = Rows(train=80_000, valid=10_000, clicks=2_000)
 SHIPPED = read_evidence()
@@ -362,6 +363,13 @@ def test_sweeps_at_hand_come_first(given: tuple[str, list[str]], tmp_path: Path)
     assert "better than full (narrow), multiplex: auc at ratio 0.5, hash .9000 ± .0000" in text
     assert f"{tmp_path}/sweeps/one: tiny, these data, 2 seeds)" in text
     assert not advice.notes
+    records = read_records(tmp_path / "sweeps" / "one")
+    summary = {**(records.runs[0].summary or {}), "table": "qr", "test": {"auc": None}}
+    undefined = records.runs[0].model_copy(update={"cell": {"table": "qr"}, "summary": summary})
+    records.model_copy(update={"runs": [*records.runs, undefined]}).write(
+        tmp_path / "sweeps" / "one" / FILE
+    )
+    assert advice_text(advise(*given, ratio=0.5, below=tmp_path / "sweeps")) == advice_text(advice)
     nothing = advise(*given, ratio=0.5, below=tmp_path / "none")
     assert all(one.study.same is False for c in nothing.first for one in c.compared)
 
@@ -410,6 +418,12 @@ def test_shipped_evidence_speaks_for_its_own_recipe_as_it_is() -> None:
         assert load_config(recipe, ["data.root=/data"]).name == recipe
 
 
+def test_sizes_of_large_tables_are_told_apart() -> None:
+    size = {"uncompressed": 10**11}
+    shares = [_ratio({"budget": b, "bytes": size}) for b in (10**6, 2 * 10**6, 10**10 + 1)]
+    assert shares == [1e-5, 2e-5, 0.1]
+
+
 def test_bad_asking_is_told(given: tuple[str, list[str]], tmp_path: Path) -> None:
     recipe, overrides = given
     for more, asked, message in [
@@ -419,6 +433,7 @@ def test_bad_asking_is_told(given: tuple[str, list[str]], tmp_path: Path) -> Non
         ([], {"ratio": 0.0}, "above 0 and at most 1"),
         ([], {"ratio": 2.0}, "above 0 and at most 1"),
         (["table=hash"], {"ratio": 0.1}, "what advice is about"),
+        (["fields.item_ids=hash"], {"ratio": 0.1}, "fields.item_ids: no such table"),
         (["modle.dim=3"], {"ratio": 0.1}, 'Did you mean "model"'),
         ([], {"ratio": 0.1, "sweeps": [tmp_path]}, "neither a run nor a sweep"),
     ]:

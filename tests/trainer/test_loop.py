@@ -222,6 +222,15 @@ def test_gauc_needs_groups(tiny: Tiny) -> None:
         Trainer(config, open_store(config))
 
 
+def test_one_label_of_the_validation_rows_is_told_before_training(tiny: Tiny) -> None:
+    store = open_store(tiny())
+    splits = {**store.stats["splits"], "valid": {"rows": 300, "label_mean": 1.0}}
+    clicks = replace(store, stats={**store.stats, "splits": splits})
+    with pytest.raises(ValueError, match=r"train\.monitor: auc .* is undefined .*logloss"):
+        Trainer(tiny(), clicks)
+    Trainer(tiny("train.monitor=logloss"), clicks)
+
+
 def test_gauc_chooses_the_epoch_where_rows_have_groups(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     user, item = np.divmod(np.arange(60 * 40), 40)

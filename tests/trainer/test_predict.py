@@ -164,6 +164,23 @@ def test_a_bad_row_leaves_an_old_output_alone(
     assert {path.name for path in tmp_path.iterdir()} == {"packed", "rows.csv", "scores.csv"}
     with pytest.raises(ValueError, match=r"scores.txt: expected a name that ends in .csv, .tsv"):
         write_scores(packed, tmp_path / "rows.csv", tmp_path / "scores.txt")
+    with pytest.raises(ValueError, match="there is no folder .*/new; make it first"):
+        write_scores(packed, tmp_path / "rows.csv", tmp_path / "new" / "scores.csv")
+    with pytest.raises(ValueError, match="a folder; give one file"):
+        write_scores(packed, tmp_path, tmp_path / "scores.csv")
+
+
+def test_standard_output_has_nothing_but_scores(
+    declared: Trained, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").write_text(declared.test)
+    assert write_scores(packed, tmp_path / "rows.csv", None) == 50
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], list(map(float, lines[1:]))) == ("score", declared.scores.tolist())
+    (tmp_path / "rows.csv").write_text("neither\n1\n")
+    with pytest.raises(ValueError, match=r"rows.csv"):
+        write_scores(packed, tmp_path / "rows.csv", None)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_frame_gives_what_a_file_gives(declared: Trained, packed: Path) -> None:

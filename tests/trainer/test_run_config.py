@@ -199,6 +199,15 @@ def test_missing_sections_are_named() -> None:
         validate(RunConfig, {"data": {"root": "x"}, "model": {"kind": "lr"}}, "x")
 
 
+def test_an_optimizer_without_a_kind_is_the_usual_one() -> None:
+    tree = {"data": {"kind": "synthetic"}, "model": {"kind": "lr"}}
+    usual = validate(RunConfig, tree, "x")
+    for name in ("rows", "dense"):
+        config = validate(RunConfig, {**tree, name: {"lr": 0.5}}, "x")
+        expected = getattr(usual, name).model_copy(update={"lr": 0.5})
+        assert config == usual.model_copy(update={name: expected})
+
+
 def test_a_size_of_the_command_line_replaces_the_presets(tmp_path: Path) -> None:
     preset = tmp_path / "sized.yaml"
     preset.write_text("data: {kind: synthetic}\nmodel: {kind: lr}\nratio: 0.1\n")

@@ -114,6 +114,7 @@ def test_values_are_parted_at_commas_outside_brackets(texts: list[str]) -> None:
         ("ratio=", "expected key=value,value"),
         ("ratio=0.1,,0.2", "expected key=value,value"),
         ("ratio=0.1,0.1", "0.1 given twice"),
+        ("ratio=0.5,0.1,0.50", r"0\.50 given twice"),
         ("table=dnis(form=element", "brackets do not match"),
         ("table=hash)", "brackets do not match"),
         ("train.seed=1,2", "--seeds"),

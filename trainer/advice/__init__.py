@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.store import Store
-from embtables.budget import byte_budget, parse_bytes
+from embtables.budget import byte_budget, parse_bytes, table_configs
 from embtables.compressor import Table
 from embtables.tables import logical_tables
 from models.base import models
@@ -68,6 +68,7 @@ def advise(
     config = loaded.config
     store = open_store(config)
     tables = tables_of(config, store)
+    table_configs(tables, config.table, config.fields)
     size = byte_budget(tables, size, ratio)
     assert size is not None
     rows = rows_of(config, store)

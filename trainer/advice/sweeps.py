@@ -73,7 +73,8 @@ def study_of(records: Records, config: RunConfig, ids: int, rows: Rows, source: 
     runs: dict[tuple[str, float], list[Record]] = defaultdict(list)
     for run in records.runs:
         beside = {key: value for key, value in run.cell.items() if key not in _SIZES}
-        if run.summary and all(asked.get(tuple(key.split("."))) == beside[key] for key in beside):
+        same = all(asked.get(tuple(key.split("."))) == beside[key] for key in beside)
+        if run.summary and same and _measured(run.summary, monitor):
             runs[run.summary["table"], _ratio(run.summary)].append(run)
     trained = {key: _rows_trained(found) for key, found in runs.items()}
     cells = [
@@ -117,6 +118,11 @@ def _cell(table: str, ratio: float, runs: list[Record], monitor: str) -> Cell:
     )
 
 
+def _measured(summary: Mapping[str, Any], monitor: str) -> bool:
+    """Whether the metric of a run is defined."""
+    return all(summary[split][monitor] is not None for split in ("valid", "test"))
+
+
 def _rows_trained(runs: list[Record]) -> float:
     """Return the mean rows of all stages."""
     return statistics.fmean(
@@ -127,7 +133,7 @@ def _rows_trained(runs: list[Record]) -> float:
 def _ratio(summary: Mapping[str, Any]) -> float:
     """Return the share of the uncompressed bytes that a run was allowed; 1: all."""
     if summary["budget"] is not None:
-        return min(1.0, round(summary["budget"] / summary["bytes"]["uncompressed"], 4))
+        return min(1.0, float(f"{summary['budget'] / summary['bytes']['uncompressed']:.4g}"))
     return summary["ratio"] or 1.0
 
 

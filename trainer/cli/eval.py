@@ -31,14 +31,16 @@ def evaluate(
         embtables eval runs/frappe_x1-deepfm-1a2b3c4d --split valid
         embtables eval runs/frappe_x1-deepfm-1a2b3c4d --compare runs/frappe_x1-deepfm-5e6f7a8b
     """
+    from trainer.rundir import json_values
+
     if compare is not None:
         from trainer.compare import compare_runs
 
         found = compare_runs(run, compare, split)
-        typer.echo(json.dumps(found.plain(), indent=2))
+        typer.echo(json.dumps(json_values(found.plain()), indent=2))
         typer.echo(found.text(), err=True)
         return
 
     from trainer.runs import evaluate_run
 
-    typer.echo(json.dumps(evaluate_run(run, split), indent=2))
+    typer.echo(json.dumps(json_values(evaluate_run(run, split)), indent=2))

@@ -269,9 +269,7 @@ def _section(together: Sequence[Records], folders: dict[str, Path]) -> Section:
     return section
 
 
-def _values(
-    cell: dict[str, Any], config: dict[str, Any], first: dict[str, Any]
-) -> dict[str, Any]:
+def _values(cell: dict[str, Any], config: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
     """Return table, size and all that a cell of one configuration changes of the first one."""
     given = {key: config[key] for key in ("table", *SIZES) if config.get(key) is not None}
     if cell.keys() & set(SIZES):
