@@ -63,6 +63,9 @@ MIN_GAIN = 1e-6
 SHOWN = ("auc", "logloss", "gauc", "recall", "ndcg")
 """Metrics in the line that an evaluation logs."""
 
+FEW_STEPS = 100
+"""Training of fewer steps is pointed out: rates and schedules are made for hundreds."""
+
 CHECK_EVERY = 20
 """Steps between two looks at the loss: a look waits for the device."""
 
@@ -158,6 +161,7 @@ class Trainer:
         self.stages = stages_of(self.search)
         self.loader = self._shuffled("train")
         self.steps_per_epoch = self._limited(len(self.loader))
+        self._check_steps()
         self._begin_stage()
 
     # -- what is trained ---------------------------------------------------------------------------
@@ -639,6 +643,15 @@ class Trainer:
             f"train.monitor: {self.options.monitor} of the validation rows is undefined (one "
             "label only); use train.monitor=logloss, or more validation rows"
         )
+
+    def _check_steps(self) -> None:
+        epochs, each = self.options.epochs, self.steps_per_epoch
+        if epochs * each < FEW_STEPS and self.options.limit_batches is None:
+            log.warning(
+                "%d steps in all (%d epochs of %d): few to learn from; lower train.batch_size=%d or "
+                "raise train.epochs",
+                *(epochs * each, epochs, each, self.options.batch_size),
+            )
 
     def _limited(self, batches: int) -> int:
         limit = self.options.limit_batches

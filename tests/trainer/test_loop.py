@@ -250,6 +250,15 @@ def test_gauc_chooses_the_epoch_where_rows_have_groups(tmp_path: Path) -> None:
     assert summary["step"] == best["step"]
 
 
+def test_few_steps_are_pointed_out(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(tiny())
+    for overrides in (["train.epochs=10"], ["train.limit_batches=1"]):
+        Trainer(tiny(*overrides), store)
+    assert "steps in all" not in caplog.text
+    Trainer(tiny("train.epochs=9"), store)
+    assert "90 steps in all (9 epochs of 10)" in caplog.text
+
+
 def test_limit_batches(tiny: Tiny, tmp_path: Path) -> None:
     summary = train(tiny("train.limit_batches=2", "train.eval_batch_size=50"), tmp_path)
     assert summary["epochs_trained"] == 3
@@ -323,6 +332,6 @@ def test_a_method_without_a_size_is_pointed_out(
     tiny: Tiny, caplog: pytest.LogCaptureFixture
 ) -> None:
     Trainer(tiny(), open_store(tiny()))
-    assert not caplog.records
+    assert "without budget or ratio" not in caplog.text
     Trainer(tiny("table=hash"), open_store(tiny()))
     assert "without budget or ratio" in caplog.text

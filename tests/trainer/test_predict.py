@@ -164,7 +164,7 @@ def test_a_bad_row_leaves_an_old_output_alone(
     assert {path.name for path in tmp_path.iterdir()} == {"packed", "rows.csv", "scores.csv"}
     with pytest.raises(ValueError, match=r"scores.txt: expected a name that ends in .csv, .tsv"):
         write_scores(packed, tmp_path / "rows.csv", tmp_path / "scores.txt")
-    with pytest.raises(ValueError, match="there is no folder .*/new; make it first"):
+    with pytest.raises(ValueError, match=r"there is no folder .*/new; make it first"):
         write_scores(packed, tmp_path / "rows.csv", tmp_path / "new" / "scores.csv")
     with pytest.raises(ValueError, match="a folder; give one file"):
         write_scores(packed, tmp_path, tmp_path / "scores.csv")
