@@ -301,6 +301,13 @@ def test_the_same_data_outweigh_others_and_validation_chooses() -> None:
     assert names(ask(some, 0.1, BARE.model_copy(update={"studies": others})).first)[0] == "qr"
 
 
+def test_one_precision_of_a_method_is_proposed() -> None:
+    values = {"qr+int8": 0.84, "qr+fp16": 0.83, "hash": 0.82, "qr": 0.81, "int8": 0.8, "fp16": 0.79}
+    advice = ask(UNIFORM, 0.1, BARE.model_copy(update={"studies": (study(**values),)}))
+    assert names(advice.first) == ["qr+int8", "hash"]
+    assert names(advice.others)[:2] == ["qr+fp16", "qr"]
+
+
 def test_a_rule_holds_where_its_numbers_do() -> None:
     rule = Rule.model_validate(
         {

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from embtables.compressor import Table, TableConfig
+from embtables.compressor import Table, TableConfig, parse_table
+from embtables.registry import Config
 from embtables.rows.optimizers import RowOptimizer
 from trainer.advice.candidates import Candidate, known_tables, planned
 from trainer.advice.evidence import Cell, Evidence, Outcome, Rule, Study
@@ -81,7 +82,7 @@ class Advice:
         limits: what tables may take besides.
         evidence: that was asked.
         first: at most `MOST` tables of which more is known for than against: those that lead, then
-            the strongest.
+            the strongest; one of those that differ in precision alone.
         baselines: others that have to be beaten.
         others: known, but weaker.
         unmeasured: tables of which nothing is known, by name.
@@ -143,7 +144,7 @@ def choose(
         ),
         key=lambda one: (not one.leads, -round(one.strength, 9), names.index(one.candidate.table)),
     )
-    first = [one for one in choices if one.leads or (one.measured and one.strength > 1)][:MOST]
+    first = _one_a_method(c for c in choices if c.leads or (c.measured and c.strength > 1))[:MOST]
     if facts.whole and not refused[names[0]]:
         first = choices = [one for one in choices if one.candidate.table == names[0]]
     rest = [choice for choice in choices if choice not in first]
@@ -163,6 +164,15 @@ def choose(
         sweep=_sweep(compared if len(compared) > 1 else [*compared, *others[:1]], words),
         notes=tuple(notes),
     )
+
+
+def _one_a_method(choices: Iterable[Choice]) -> list[Choice]:
+    """Return the choices without those that differ from an earlier one in precision alone."""
+    kept: dict[tuple[Config, Config], Choice] = {}
+    for choice in choices:
+        table = parse_table(choice.candidate.table)
+        kept.setdefault((table.sharing, table.width), choice)
+    return list(kept.values())
 
 
 def _refusal(one: Candidate, evidence: Evidence, facts: Facts, limits: Limits) -> str:
