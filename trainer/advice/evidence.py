@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -206,7 +205,7 @@ class Evidence(Config):
     rules: tuple[Rule, ...]
     studies: tuple[Study, ...]
 
-    @cached_property
+    @property
     def tables(self) -> list[str]:
         """Compact forms of all tables that it speaks of, each once."""
         named = [*self.baselines, *(rule.table for rule in self.rules)]
