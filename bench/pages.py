@@ -3,23 +3,23 @@
     python -m bench.pages
 
 Rewrites the end of every docs/methods/<axis>/<kind>.md, from "## Options" on: the options as the
-method's Config has them, and what the results of this folder say of the method; and that of
-docs/published.md, from "## Side by side" on; and the cells of sweeps that `embtables advise` goes by. A
-test fails where they say anything else. What a new result means is for the text above to say. The
-figure of AUC against bytes of every sweep goes to docs/pictures.
+method's Config has them, and what the results of this folder say of the method; that of
+docs/published.md, from "## Side by side" on; that of docs/configuration.md, from "## Keys" on; and the
+cells of sweeps that `embtables advise` goes by. A test fails where they say anything else. What a new
+result means is for the text above to say. The figure of AUC against bytes of every sweep goes to
+docs/pictures.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from typing import Any
 
 from bench.common import RESULTS, known_cells, option
 from bench.evidence import EVIDENCE, with_cells
+from bench.options import START as KEYS
+from bench.options import keys, options, table
 from embtables.compressor import AXES, DEFAULTS, TableConfig, parse_table
 from trainer.report.plots import quality_plots
 from trainer.report.sections import read_sections
@@ -38,30 +38,14 @@ COMPARED = ("frappe", "bars", "movielens")
 """Results whose cells have the value of a source outside this repository."""
 NAMES = {"auc": "AUC", "recall": "recall@20"}
 START = "## Options\n"
+CONFIGURATION = "configuration.md"
 PUBLISHED = "published.md"
 SIDE_BY_SIDE = "## Side by side\n"
 
 
 def generated(axis: str, kind: str) -> str:
     """Return the end of a method's page, from `START` on."""
-    return f"{START}\n{_options(axis, kind)}\n\n## Measured\n\n{_measured(axis, kind)}\n"
-
-
-def _options(axis: str, kind: str) -> str:
-    fields = AXES[axis].get(kind).Config.model_fields
-    lines = [
-        (f"`{name}`", f"`{json.dumps(field.default)}`", _described(field))
-        for name, field in fields.items()
-        if name != "kind"
-    ]
-    return table(("name", "default", "description"), lines) if lines else "None."
-
-
-def _described(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is not Literal:
-        return field.description or ""
-    values = ", ".join(f"`{value}`" for value in get_args(field.annotation))
-    return f"{values}: {field.description}"
+    return f"{START}\n{options(AXES[axis].get(kind).Config)}\n\n## Measured\n\n{_measured(axis, kind)}\n"
 
 
 def _measured(axis: str, kind: str) -> str:
@@ -163,13 +147,6 @@ def spread(cell: dict[str, Any]) -> str:
     return f"{NAMES[name]} " + " ± ".join(f"{number:.4f}".removeprefix("0") for number in numbers)
 
 
-def table(head: tuple[str, ...], lines: list[Any]) -> str:
-    """Return a Markdown table."""
-    rows = [head, ("---",) * len(head), *lines]
-    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
 def draw() -> None:
     """Draw AUC against bytes of every sweep."""
     for file in sorted(RESULTS.glob("sweep_*.json")):
@@ -185,6 +162,8 @@ def main() -> None:
     EVIDENCE.write_text(with_cells(EVIDENCE.read_text()))
     page = DOCS / PUBLISHED
     page.write_text(page.read_text().partition(SIDE_BY_SIDE)[0] + side_by_side())
+    page = DOCS / CONFIGURATION
+    page.write_text(page.read_text().partition(KEYS)[0] + keys())
     for axis, registry in AXES.items():
         for kind in registry.names():
             page = METHODS / axis / f"{kind}.md"

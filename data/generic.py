@@ -31,8 +31,8 @@ class GenericConfig(SourceConfig):
     day_length: int = Field(default=1, ge=1, description="how much of `day` a day is, as 86400")
     files: tuple[str, ...] = Field(default=(), description="below root, in time order")
     train: tuple[str, ...] = Field(default=(), description="files of a fixed split, instead")
-    valid: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
+    valid: tuple[str, ...] = Field(default=(), description="beside `train`")
+    test: tuple[str, ...] = Field(default=(), description="beside `train`")
     valid_share: float = Field(
         default=0.0,
         ge=0,

@@ -31,8 +31,10 @@ class SplitConfig(Config):
         description="fixed: by the source; random: 8:1:1 by default; "
         "last_day / last_seventh: first half of it validates, second half tests",
     )
-    parts: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 0
+    parts: tuple[float, float, float] = Field(
+        default=(0.8, 0.1, 0.1), description="random: shares of train, valid and test"
+    )
+    seed: int = Field(default=0, description="random: of the draw")
 
 
 class SourceConfig(Config):

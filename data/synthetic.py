@@ -264,9 +264,9 @@ class SyntheticConfig(SourceConfig):
     """Options of the synthetic source. It reads no files: `root` has no use."""
 
     kind: Literal["synthetic"] = "synthetic"
-    rows: int = Field(default=200_000, ge=1000)
+    rows: int = Field(default=200_000, ge=1000, description="of all splits")
     scale: float = Field(default=0.001, gt=0, description="factor on Criteo's cardinalities")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of all numbers of the data")
     days: int = Field(default=10, ge=1, description="the rows are spread over them in order")
     zipf: float = Field(
         default=2.5,

@@ -85,8 +85,8 @@ DenseOptimizer = Annotated[Adam | Adagrad | SGD, Discriminator("kind")]
 class ReduceLR(Config):
     """What an evaluation without improvement does to both learning rates."""
 
-    factor: float = Field(default=0.1, gt=0, le=1)
-    min_lr: float = Field(default=1e-6, ge=0)
+    factor: float = Field(default=0.1, gt=0, le=1, description="on both learning rates")
+    min_lr: float = Field(default=1e-6, ge=0, description="no rate is lowered below")
 
     def reduced(self, lr: float) -> float:
         """Return the next learning rate; one below the floor stays as it is."""
@@ -104,10 +104,12 @@ class TrainConfig(Config):
         default="bce",
         description="bce: of clicks; bpr: an item taken above one drawn, measured by retrieval",
     )
-    batch_size: int = Field(default=4096, ge=1)
-    eval_batch_size: int = Field(default=16384, ge=1)
+    batch_size: int = Field(default=4096, ge=1, description="rows of a step, of all ranks together")
+    eval_batch_size: int = Field(default=16384, ge=1, description="rows predicted at a time")
     epochs: int = Field(default=1, ge=1, description="at most that many")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(
+        default=0, ge=0, description="of initial weights, the order of rows and dropout"
+    )
     monitor: Literal["auc", "logloss", "gauc", "recall", "ndcg"] = Field(
         default_factory=lambda given: MONITORS[given.get("loss", "bce")][0],
         description="chooses the epoch; recall and ndcg with loss=bpr, the others with bce",
@@ -120,7 +122,9 @@ class TrainConfig(Config):
     patience: int = Field(
         default=2, ge=1, description="stop after that many evaluations without gain"
     )
-    reduce_lr: ReduceLR | None = ReduceLR()
+    reduce_lr: ReduceLR | None = Field(
+        default=ReduceLR(), description="after an evaluation without gain; null: rates stay"
+    )
     clip_norm: float | None = Field(
         default=None, gt=0, description="of all gradients, tables included"
     )
@@ -187,7 +191,7 @@ class RunConfig(Config):
     ratio: float | None = Field(
         default=None, gt=0, le=1, description="share of the uncompressed bytes"
     )
-    backend: str = "auto"
+    backend: str = Field(default="auto", description="row store: native, torchrec or reference")
     sharding: Sharding = Sharding()
     rows: RowOptimizer = RowAdam(lr=1e-3, weight_decay=0.0)
     init: Init | None = None

@@ -58,7 +58,7 @@ def paths(schema: type[BaseModel], above: str = "") -> Iterator[str]:
     """Yield the dotted path of every key that the schema knows."""
     for name, field in fields_of(schema).items():
         yield above + name
-        for model in _variants(field.annotation).values():
+        for model in variants_of(field.annotation).values():
             yield from paths(model, f"{above}{name}.")
 
 
@@ -106,7 +106,7 @@ def _locate(schema: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str
     annotation: Any = schema
     model = schema
     for part in loc:
-        variants = _variants(annotation)
+        variants = variants_of(annotation)
         if len(variants) > 1 and part in variants:
             annotation = variants[str(part)]
             continue
@@ -120,7 +120,7 @@ def _locate(schema: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str
 
 
 def _choose(annotation: Any, node: Any) -> Any:
-    variants = _variants(annotation)
+    variants = variants_of(annotation)
     if len(variants) > 1:
         return variants.get(str(node.get("kind"))) if isinstance(node, Mapping) else None
     return next(iter(variants.values()), annotation)
@@ -145,18 +145,18 @@ def _members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _variants(annotation: Any) -> dict[str, type[BaseModel]]:
+def variants_of(annotation: Any) -> dict[str, type[BaseModel]]:
     """Return tag -> model for every model that an annotation allows."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         found: dict[str, type[BaseModel]] = {}
         for member in get_args(annotation):
-            found |= _variants(member)
+            found |= variants_of(member)
         return found
     if origin is Annotated:
         inner, *metadata = get_args(annotation)
         tags = [item.tag for item in metadata if isinstance(item, Tag)]
-        models = _variants(inner)
+        models = variants_of(inner)
         return {tags[0]: next(iter(models.values()))} if tags and models else models
     return {_kind_of(annotation): annotation} if _is_model(annotation) else {}
 

@@ -12,7 +12,17 @@ import pytest
 from pages import DOCS, PAGES, ROOT, anchors_of, links_of, name_of
 
 from bench.common import known_cells
-from bench.pages import METHODS, PUBLISHED, SIDE_BY_SIDE, START, generated, side_by_side
+from bench.options import START as KEYS
+from bench.options import keys
+from bench.pages import (
+    CONFIGURATION,
+    METHODS,
+    PUBLISHED,
+    SIDE_BY_SIDE,
+    START,
+    generated,
+    side_by_side,
+)
 from embtables.compressor import AXES
 
 NAMED = re.compile(
@@ -72,6 +82,11 @@ def test_every_page_is_linked() -> None:
 def test_published_numbers_beside_ours_are_not_stale() -> None:
     _, start, rest = (DOCS / PUBLISHED).read_text().partition(SIDE_BY_SIDE)
     assert start + rest == side_by_side(), "stale; run python -m bench.pages"
+
+
+def test_keys_of_the_configuration_are_not_stale() -> None:
+    _, start, rest = (DOCS / CONFIGURATION).read_text().partition(KEYS)
+    assert start + rest == keys(), "stale; run python -m bench.pages"
 
 
 @each_method
