@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from data import text
 from data.generic import GenericConfig, GenericSource
@@ -17,8 +17,14 @@ class CsvConfig(GenericConfig):
     """Options of the csv source."""
 
     kind: Literal["csv"] = "csv"
-    delimiter: str = Field(
-        default=",", min_length=1, max_length=1, pattern=r"^[\x00-\x7f]$", description="ASCII"
+    delimiter: Annotated[str, BeforeValidator(lambda given: "\t" if given == r"\t" else given)] = (
+        Field(
+            default=",",
+            min_length=1,
+            max_length=1,
+            pattern=r"^[\x00-\x7f]$",
+            description=r"one ASCII character; \t: a tab",
+        )
     )
     names: tuple[str, ...] = Field(
         default=(), description="all columns of the files, if their first line is no header"

@@ -6,6 +6,7 @@ Shape letters: n rows of the block.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -25,10 +26,12 @@ T = TypeVar("T")
 
 def check_columns(where: str, names: Sequence[str], wanted: Iterable[str]) -> None:
     """Raise ValueError unless a file or frame has the wanted columns; `where` opens the message."""
+    other = len(names) == 1 and re.search(r"[,;|\t]", names[0])
+    advice = f" Is the delimiter {other[0]!r}?" if other else ""
     for name in wanted:
         if name not in names:
             raise ValueError(
-                f"{where}: no column {name!r}.{nearest(name, names)} It has: {', '.join(names)}"
+                f"{where}: no column {name!r}.{nearest(name, names)} It has: {', '.join(names)}{advice}"
             )
 
 

@@ -230,10 +230,11 @@ def _largest(tables: Sequence[Table], configs: Mapping[str, TableConfig], budget
     if plan_bytes(best) > budget:
         smallest = plan_bytes(_smallest(tables, configs))
         kinds = ", ".join(sorted({str(config) for config in configs.values()}))
+        ratio = math.ceil(1e4 * smallest / uncompressed_bytes(tables)) / 1e4
         raise ValueError(
             f"a budget of {budget:,} bytes cannot be met by {kinds}: the smallest reachable size is "
-            f"{smallest:,} bytes (ratio {smallest / uncompressed_bytes(tables):.4f}). Raise the "
-            "budget, or take methods that reach lower (hash and multiplex reach lowest)"
+            f"{smallest:,} bytes (ratio {ratio:.4f}). Raise the budget, or take methods that reach "
+            "lower (hash+int8 and multiplex+int8 reach lowest)"
         )
     for _ in range(_STEPS):
         share = (low + high) / 2

@@ -21,7 +21,7 @@ class Board:
         if find_spec("tensorboardX") is None:
             raise ValueError(
                 "log.to: tensorboard needs the package tensorboardX; "
-                "pip install 'embtables[tensorboard]', or leave it out: log.to=[jsonl]"
+                "pip install tensorboardX, or leave it out: log.to=[jsonl]"
             )
         self._folder = folder
         self._writer: Any = None

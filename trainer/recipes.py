@@ -33,12 +33,13 @@ def find_recipe(recipe: str) -> tuple[str, Path]:
     path = Path(recipe)
     if path.is_file():
         return path.stem, path
+    files = [str(file) for file in path.parent.glob("*.y*ml")]
     if path.suffix in (".yaml", ".yml"):
-        raise ValueError(f"{recipe}: no such file")
+        raise ValueError(f"{recipe}: no such file.{nearest(recipe, files)}".rstrip("."))
     known = recipe_names()
     if recipe not in known:
         raise ValueError(
-            f"unknown recipe {recipe!r}.{nearest(recipe, known)} "
+            f"unknown recipe {recipe!r}.{nearest(recipe, [*known, *files])} "
             "List them with: embtables ls recipes (or give the path of a YAML file)"
         )
     return recipe, recipe_folder() / f"{recipe}.yaml"

@@ -76,7 +76,7 @@ class RunDir:
 
     Raises:
         ValueError: tensorboardX is missing; or the directory belongs to a run of another configuration
-            (the message says in what), holds something else, or is in use by another process.
+            (the message says in what), holds something else, is in use by another process, or is a file.
     """
 
     def __init__(
@@ -103,6 +103,8 @@ class RunDir:
     def __enter__(self) -> RunDir:
         if not self._writes:
             return self
+        if self.path.is_file():
+            raise ValueError(f"{self.path}: a file; choose another --run-dir")
         stored = self.path / "config.yaml"
         known = (self.path / "lock").exists() and not (self.path / "runs").exists()  # of a sweep
         if self.path.is_dir() and any(self.path.iterdir()) and not known:

@@ -31,7 +31,9 @@ def validate(schema: type[M], tree: Mapping[str, Any], name: str) -> M:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(schema, problem) for problem in error.errors())
+        # A default that follows from a value with a problem is no problem of its own.
+        own = (one for one in error.errors() if one["type"] != "default_factory_not_called")
+        lines = dict.fromkeys(_explain(schema, problem) for problem in own)
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     raise ConfigError(f"{name}: {count}\n" + "\n".join(f"  {line}" for line in lines))
 
@@ -78,16 +80,24 @@ def _explain(schema: type[BaseModel], problem: Any) -> str:
             return f'{dotted}.kind: unknown kind "{tag}".{nearest(tag, known)} Known: {", ".join(known)}'
         case "union_tag_not_found":
             return f"{dotted}.kind: required, and not given"
+        case "model_type" if path[-1].isdigit():
+            return f"{dotted}: expected keys and values, such as {{name: {given}}} (got {given!r})"
         case "model_attributes_type" | "model_type" | "dict_type":
             return f"{dotted}: expected a section, such as {dotted}.kind={given} (got {given!r})"
+        case "tuple_type" | "list_type":
+            return f"{dotted}: expected a list, such as {dotted}=[{given}] (got {given!r})"
+        case "int_parsing" | "int_from_float":
+            return f"{dotted}: expected a whole number (got {given!r})"
+        case "float_parsing":
+            return f"{dotted}: expected a number, such as 0.1 (got {given!r})"
         case "literal_error":
             known = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
             hint = nearest(str(given), known)
             return f"{dotted}: expected {context['expected']} (got {given!r}).{hint}".rstrip(".")
         case "value_error":
             return f"{dotted}: {context['error']}" if dotted else str(context["error"])
-    message = problem["msg"].removeprefix("Input should be ")
-    return f"{dotted}: expected {message} (got {given!r})"
+    message = problem["msg"].replace("Input should be", "expected")
+    return f"{dotted}: {message[0].lower()}{message[1:]} (got {given!r})"
 
 
 def _elsewhere(schema: type[BaseModel], key: str, model: type[BaseModel]) -> str:

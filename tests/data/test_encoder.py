@@ -348,6 +348,7 @@ def test_no_rows(tmp_path):
 LINE = "1,u1,7,3.5,a|b,1 2 3"
 NAMES = "time,user,item,price,tags,history"
 BAD_FILES = {
+    "another delimiter": ("user;item;price\n1;2;3", r"no column 'user'.*Is the delimiter ';'\?"),
     "missing column": ("user,item\n1,2", r"bad.csv:1: no column 'price'\. It has: user, item"),
     "typo": (NAMES.replace("history", "histroy"), r"'history'\. Did you mean \"histroy\"\?"),
     "integer": (f"{NAMES}\n{LINE}\n1,u,x,1,a,1", r"bad.csv:3: .*'item': .*64-bit.*'x'\. Every row"),

@@ -78,7 +78,7 @@ def test_every_problem_is_reported_at_once_with_the_nearest_name() -> None:
     )
     text = "\n".join(lines)
     assert len(lines) == 9
-    assert "train.batch_size: expected a valid integer" in text
+    assert "train.batch_size: expected a whole number" in text
     assert "(got 'many')" in text
     assert 'train.epoch: unknown key. Did you mean "epochs"?' in text
     assert 'data.rot: unknown key. Did you mean "root"?' in text
@@ -91,6 +91,30 @@ def test_every_problem_is_reported_at_once_with_the_nearest_name() -> None:
     assert "budget: '10XB' is not a size" in text
     assert "fields.item: unknown method 'hsh'" in text
     assert 'Did you mean "hash"?' in text
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.batch_size=big", "train.batch_size: expected a whole number (got 'big')"),
+        ("train.epochs=1.5", "train.epochs: expected a whole number (got 1.5)"),
+        ("ratio=10%", "ratio: expected a number, such as 0.1 (got '10%')"),
+        ("log.to=jsonl", "log.to: expected a list, such as log.to=[jsonl] (got 'jsonl')"),
+    ],
+)
+def test_values_of_another_type(override: str, line: str) -> None:
+    assert problems(override) == [line]
+
+
+def test_columns_and_delimiters_of_text() -> None:
+    options = {"files": ["a.tsv"], "columns": [{"name": "user", "kind": "categorical"}]}
+    csv = {"data": {"kind": "csv", **options, "delimiter": r"\t"}, "model": {"kind": "lr"}}
+    assert validate(RunConfig, csv, "x").data.model_dump()["delimiter"] == "\t"
+    csv["data"] |= {"columns": ["user"], "delimiter": ";;"}
+    with pytest.raises(ConfigError) as refused:
+        validate(RunConfig, csv, "x")
+    assert "data.columns.0: expected keys and values, such as {name: user}" in str(refused.value)
+    assert "data.delimiter: string should have at most 1 character" in str(refused.value)
 
 
 def test_a_key_of_another_section_is_shown_its_home() -> None:
@@ -170,6 +194,14 @@ def test_differences_name_path_and_both_values() -> None:
     new = {"a": {"b": 1, "c": 3}, "d": [1], "e": 5}
     assert differences(old, new) == ["a.c: 2 -> 3", "e: (absent) -> 5"]
     assert differences(old, old) == []
+
+
+def test_a_misspelt_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("shop.yam", "shop.yml"):
+        with pytest.raises(ValueError, match=r'Did you mean "shop\.yaml"'):
+            load_config(name)
 
 
 def test_recipe_by_path(tmp_path: Path) -> None:

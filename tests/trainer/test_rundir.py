@@ -71,6 +71,12 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "x"
 
 
+def test_a_file_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").touch()
+    with pytest.raises(ValueError, match=r"rows\.csv: a file"):
+        RunDir(tmp_path / "rows.csv", CONFIG).__enter__()
+
+
 def test_second_process_is_refused(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from trainer.rundir import RunDir\n"

@@ -42,7 +42,7 @@ def report(
         if error.name != "matplotlib":
             raise
         raise ValueError(
-            "a report draws with matplotlib, which is not here: pip install 'embtables[plot]'"
+            "a report draws with matplotlib, which is not here: pip install matplotlib"
         ) from None
 
     typer.echo(write_report(paths, output, fields=fields))
