@@ -97,7 +97,7 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
     ):
         summary = run.summary() if is_first() else None
         if summary is not None and job_size() == 1:
-            log.info("%s is finished already", run.path)
+            log.info("%s is finished already; --fresh trains it again", run.path)
             return summary
         began = time.perf_counter()
         store = open_store(config)
