@@ -19,6 +19,7 @@ from trainer.validation import fields_of, variants_of
 START = "## Keys\n"
 COMMON = {"data": SourceConfig}
 """Section -> keys that all its kinds have."""
+REQUIRED = "required"
 TEXTS = ("table",)
 """Sections that are written as texts."""
 
@@ -30,13 +31,14 @@ def keys() -> str:
     parts = [START, options(RunConfig, without=sections)]
     for name, kinds in sections.items():
         common = COMMON.get(name)
-        parts += [f"### {name}"]
+        usual = _default(fields_of(RunConfig)[name])
+        parts += [f"### {name}", "Required." if usual == REQUIRED else f"Left out: {usual}."]
         if common is not None:
-            parts += ["Every kind has:", options(common)]
+            parts += ["Every kind has these, and its own:", options(common)]
         for kind, model in kinds.items():
             if len(kinds) > 1:
                 parts.append(f"**{name}.kind={kind}**: {(model.__doc__ or '').splitlines()[0]}")
-            parts.append(options(model, without=fields_of(common) if common else ()))
+            parts.append(options(model, without=_as_in(common, model)))
         if name == "data":
             parts += ["**data.columns** of csv and parquet is a list of:", options(Column)]
     return "\n\n".join(parts).replace(f"{START}\n", START) + "\n"
@@ -48,6 +50,17 @@ def options(model: type[BaseModel], without: Collection[str] = ()) -> str:
     return table(("name", "default", "description"), lines) if lines else "None."
 
 
+def _as_in(common: type[BaseModel] | None, model: type[BaseModel]) -> list[str]:
+    """Return the keys of a model that are told of what it has in common with others."""
+    told = {} if common is None else fields_of(common)
+    own = fields_of(model)
+    return [
+        name
+        for name, field in told.items()
+        if (_default(field), _described(field)) == (_default(own[name]), _described(own[name]))
+    ]
+
+
 def _lines(
     model: type[BaseModel], without: Collection[str], above: str = ""
 ) -> Iterator[tuple[str, str, str]]:
@@ -56,14 +69,14 @@ def _lines(
             continue
         yield f"`{above}{name}`", _default(field), _described(field)
         inner = list(variants_of(field.annotation).values())
-        if len(inner) == 1 and name not in TEXTS:
+        if len(inner) == 1 and name not in TEXTS and field.default == inner[0]():
             yield from _lines(inner[0], (), f"{above}{name}.")
 
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
-        return "required"
+        return REQUIRED
     plain = str(value) if isinstance(value, TableConfig) else value
     return f"`{json.dumps(plain, default=to_jsonable_python)}`"
 

@@ -206,6 +206,8 @@ class RunConfig(Config):
     @classmethod
     def _usual_optimizers(cls, tree: Any) -> Any:
         """Take an optimizer without its kind for the usual one with other options."""
+        if not isinstance(tree, dict):
+            return tree
         found = dict(tree)
         for name in ("rows", "dense"):
             given = found.get(name)

@@ -105,6 +105,8 @@ def train(config: RunConfig, run_dir: str | Path, *, fresh: bool = False) -> dic
         with joined(pick_device(config.train.device), config.train.rank_timeout):
             if on_first(lambda: summary) is None:
                 trainer = Trainer(config, store, run, stop)
+                if any_rank(stop(), trainer.device):
+                    raise Interrupted
                 on_first(run.begin)
                 trainer.seconds["prepare"] = trainer.began - began
                 trainer.fit()
@@ -161,7 +163,8 @@ class Trainer:
         self.stages = stages_of(self.search)
         self.loader = self._shuffled("train")
         self.steps_per_epoch = self._limited(len(self.loader))
-        self._check_steps()
+        if not packing:
+            self._check_steps()
         self._begin_stage()
 
     # -- what is trained ---------------------------------------------------------------------------
@@ -218,7 +221,7 @@ class Trainer:
         self.state.training_bytes = max(self.state.training_bytes, int(total(mine)))
         self.predict = Predictor(self.model, self.tables, self.device, self.bfloat16)
         self.retrieval = retrieval_of(self.store, self.model, self.options)
-        steps = self._epochs() * self.steps_per_epoch
+        steps = self._epochs(self.stage) * self.steps_per_epoch
         self.train_step = TrainStep(
             self.config,
             self.predict,
@@ -334,7 +337,7 @@ class Trainer:
         state, options = self.state, self.options
         self.model.train(self.stage.network)  # at rest it moves no statistics and drops nothing out
         self.tables.train()
-        title = f"epoch {state.epoch + 1}/{self._epochs()}"
+        title = f"epoch {state.epoch + 1}/{self._epochs(self.stage)}"
         if len(self.stages) > 1:
             title = f"{self.stage.name} ({state.stage + 1}/{len(self.stages)}), {title}"
         self.loader.set_position(state.epoch, state.batch)
@@ -401,8 +404,8 @@ class Trainer:
         """Return whether some rank was asked to; several find out together, where a look is due."""
         return self.stop() if ranks() == 1 else due and any_rank(self.stop(), self.device)
 
-    def _epochs(self) -> int:
-        return self.options.epochs if self.stage.epochs is None else self.stage.epochs
+    def _epochs(self, stage: Stage) -> int:
+        return self.options.epochs if stage.epochs is None else stage.epochs
 
     def _count(self, rows: int, held_out: int) -> None:
         """Move the position behind the batch just trained on, and the one of held-out rows."""
@@ -449,7 +452,9 @@ class Trainer:
             state.failures += 1
             self._reduce_lr()
         state.pending, state.loss_sum, state.loss_rows = False, 0.0, 0
-        state.stage_over |= state.epoch >= self._epochs() or state.failures >= self.options.patience
+        state.stage_over |= (
+            state.epoch >= self._epochs(self.stage) or state.failures >= self.options.patience
+        )
         state.finished = state.stage_over and state.stage + 1 == len(self.stages)
         log.info(_evaluation_line(row, state))
         self._lap("evaluate")
@@ -645,7 +650,8 @@ class Trainer:
         )
 
     def _check_steps(self) -> None:
-        epochs, each = self.options.epochs, self.steps_per_epoch
+        each = self.steps_per_epoch
+        epochs = sum(self._epochs(stage) for stage in self.stages)
         if epochs * each < FEW_STEPS and self.options.limit_batches is None:
             log.warning(
                 "%d steps in all (%d epochs of %d): few to learn from; lower train.batch_size=%d or "

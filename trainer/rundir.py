@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,6 +36,13 @@ _WHERE = {
 }
 """Keys that say where a run computes and what it keeps or shows, not what it computes: a run that is
 resumed may have other values there. None stands for a whole section."""
+
+
+_WRITTEN = (
+    *("config.yaml", "env.json", "log.txt", "metrics.jsonl", "summary.json", "fields.json"),
+    *("model.safetensors", "checkpoints", "scores", "tensorboard"),
+)
+"""What a run writes, and another one throws away."""
 
 
 def computed(config: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +102,7 @@ class RunDir:
         self.scores = path / "scores"
         self._config = config
         self._writes = writes
-        self._new = fresh
+        self._fresh = self._new = fresh
         self._made = False
         self._log = logging.handlers.MemoryHandler(sys.maxsize, logging.CRITICAL + 1, None, False)
         board = writes and "tensorboard" in log_to
@@ -129,10 +137,12 @@ class RunDir:
         """Write down what is run and where, and keep a log from here on."""
         if not self._writes:
             return
-        if self._new:
+        if self._fresh:
             self._clear()
+        if self._new:
             _write(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
-            self._new = self._made = False
+            self.rewind(0)
+        self._new = self._made = False
         _write(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
         file = logging.FileHandler(self.path / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -149,7 +159,9 @@ class RunDir:
             self._board.close()
         if self._writes:
             if self._made:
-                shutil.rmtree(self.path)
+                (self.path / "lock").unlink(missing_ok=True)
+                with suppress(OSError):  # something else has come to lie there
+                    self.path.rmdir()
             self._lock_file.close()
 
     def summary(self) -> dict[str, Any] | None:
@@ -181,11 +193,11 @@ class RunDir:
             self._board.rewind(step)
 
     def _clear(self) -> None:
-        for item in self.path.iterdir():
+        for item in (self.path / name for name in _WRITTEN):
             if item.is_dir():
                 shutil.rmtree(item)
-            elif item.name != "lock":
-                item.unlink()
+            else:
+                item.unlink(missing_ok=True)
 
     def _refuse_other(self, stored: dict[str, Any]) -> None:
         changed = differences(computed(stored), computed(self._config))
@@ -210,7 +222,9 @@ def lock(path: Path, option: str) -> TextIO:
     file = (path / "lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError):  # held, or taken away by the run that held it
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()

@@ -71,7 +71,7 @@ def _explain(schema: type[BaseModel], problem: Any) -> str:
     given, context = problem.get("input"), problem.get("ctx", {})
     match problem["type"]:
         case "extra_forbidden":
-            return f"{dotted}: unknown key.{_elsewhere(schema, path[-1], model)}"
+            return f"{dotted}: unknown key.{_elsewhere(schema, dotted, model)}"
         case "missing":
             return f"{dotted}: required, and not given"
         case "union_tag_invalid":
@@ -80,7 +80,7 @@ def _explain(schema: type[BaseModel], problem: Any) -> str:
             return f'{dotted}.kind: unknown kind "{tag}".{nearest(tag, known)} Known: {", ".join(known)}'
         case "union_tag_not_found":
             return f"{dotted}.kind: required, and not given"
-        case "model_type" if path[-1].isdigit():
+        case "model_type" if path and path[-1].isdigit():
             return f"{dotted}: expected keys and values, such as {{name: {given}}} (got {given!r})"
         case "model_attributes_type" | "model_type" | "dict_type":
             return f"{dotted}: expected a section, such as {dotted}.kind={given} (got {given!r})"
@@ -100,11 +100,12 @@ def _explain(schema: type[BaseModel], problem: Any) -> str:
     return f"{dotted}: {message[0].lower()}{message[1:]} (got {given!r})"
 
 
-def _elsewhere(schema: type[BaseModel], key: str, model: type[BaseModel]) -> str:
+def _elsewhere(schema: type[BaseModel], dotted: str, model: type[BaseModel]) -> str:
     """Return what to do about an unknown key: a similar name beside it, or its true place."""
+    key = dotted.rpartition(".")[2]
     known = sorted(fields_of(model))
     hint = nearest(key, known)
-    homes = sorted({path for path in paths(schema) if path.rpartition(".")[2] == key})
+    homes = sorted({path for path in paths(schema) if path.rpartition(".")[2] == key} - {dotted})
     if not hint and homes:
         hint = f" Did you mean {' or '.join(homes)}?"
     return f"{hint} Known keys: {', '.join(known)}"

@@ -114,6 +114,17 @@ def test_resumed_run_equals_an_unbroken_one(
     assert files[0] == files[1]
 
 
+def test_interrupted_before_it_begins_a_fresh_run_throws_nothing_away(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny("train.epochs=1"), tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()}
+    monkeypatch.setattr(loop.StopSignal, "__call__", lambda self: True)
+    with pytest.raises(Interrupted):
+        train(tiny("train.epochs=2"), tmp_path, fresh=True)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()} == before
+
+
 def test_run_interrupted_while_evaluating_resumes_with_the_evaluation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +134,7 @@ def test_run_interrupted_while_evaluating_resumes_with_the_evaluation(
         calls = iter(range(100))
 
         def asked(self: object) -> bool:
-            return next(calls) >= 10  # 10 steps an epoch: in the first batch of the evaluation
+            return next(calls) > 10  # before, 10 steps an epoch: in the first batch evaluated
 
         patch.setattr(loop.StopSignal, "__call__", asked)
         with pytest.raises(Interrupted):
@@ -254,6 +265,9 @@ def test_few_steps_are_pointed_out(tiny: Tiny, caplog: pytest.LogCaptureFixture)
     store = open_store(tiny())
     for overrides in (["train.epochs=10"], ["train.limit_batches=1"]):
         Trainer(tiny(*overrides), store)
+    assert "steps in all" not in caplog.text
+    searched = "table=magnitude", "train.epochs=4"
+    Trainer(tiny(*searched), store)
     assert "steps in all" not in caplog.text
     Trainer(tiny("train.epochs=9"), store)
     assert "90 steps in all (9 epochs of 10)" in caplog.text

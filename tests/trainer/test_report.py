@@ -20,7 +20,7 @@ from trainer.loop import train
 from trainer.records import Record, Records, RowsError, read_records
 from trainer.report import write_report
 from trainer.report.differences import Differences
-from trainer.report.sections import Section, read_sections
+from trainer.report.sections import Section, changes, read_sections
 from trainer.runs import FinishedRun
 from trainer.significance import AUC
 
@@ -199,7 +199,7 @@ def test_other_settings_have_other_baselines(tmp_path: Path) -> None:
 
 
 def test_sweeps_are_cells_of_what_their_configurations_change(tmp_path: Path) -> None:
-    """A size and a number of epochs that all runs of a sweep have are as good as an axis."""
+    """A size and a number of epochs that all runs of a sweep have set them apart from others."""
     base = planted().config | {"train": {"epochs": 3}}
     given: dict[str, tuple[dict[str, Any], tuple[str, float | None]]] = {
         "first": ({}, ("full", None)),
@@ -226,6 +226,32 @@ def test_sweeps_are_cells_of_what_their_configurations_change(tmp_path: Path) ->
         "hash, ratio 0.2": 3,
     }
     assert [cell.role for cell in section.cells] == ["full", "narrow", "full", ""]
+    # What is written down is read the same, whatever the first configuration has.
+    names = ("narrow", "first", "longer", "hash")
+    (section,) = read_sections([tmp_path / f"{name}.json" for name in names])
+    section.enriched().write(tmp_path / "all.json")
+    (again,) = read_sections([tmp_path / "all.json"])
+    assert [(c.name, len(c.runs)) for c in again.cells] == [
+        (c.name, len(c.runs)) for c in section.cells
+    ]
+    assert {c.name for c in again.cells} == {c.name for c in section.cells} > {"full"}
+
+
+def test_changes_are_also_what_a_configuration_takes_back() -> None:
+    rates = {"factor": 0.1, "min_lr": 1e-6}
+    one = {
+        "train": {"reduce_lr": rates, "seed": 0},
+        "fields": {"a": "hash", "b": "qr"},
+        "ratio": 0.5,
+    }
+    two = {"train": {"reduce_lr": None, "seed": 1}, "fields": {"a": "hash"}, "ratio": 0.1}
+    assert changes(one, two) == {"train.reduce_lr": None, "fields.b": None}
+    assert changes(two, one) == {
+        "train.reduce_lr.factor": 0.1,
+        "train.reduce_lr.min_lr": 1e-6,
+        "fields.b": "qr",
+    }
+    assert changes(one, one) == {}
 
 
 def test_other_fields_are_compared_with_plain_tables(tmp_path: Path) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
 
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoints
-from trainer.rundir import RunDir, config_hash, default_path, packed_model
+from trainer.rundir import RunDir, config_hash, default_path, lock, packed_model
 
 CONFIG = {"model": {"kind": "lr"}, "train": {"epochs": 3}}
 OTHER = {"model": {"kind": "lr"}, "train": {"epochs": 4}}
@@ -61,6 +62,36 @@ def test_run_that_does_not_begin_leaves_no_directory(tmp_path: Path) -> None:
     with RunDir(tmp_path / "runs" / "a", CONFIG):
         assert (tmp_path / "runs" / "a").exists()
     assert not (tmp_path / "runs" / "a").exists()
+
+
+def test_other_files_in_a_directory_stay(tmp_path: Path) -> None:
+    """Data may be prepared below it."""
+    path = tmp_path / "a"
+    store = path / "prepared" / "x.npy"
+    with RunDir(path, CONFIG):
+        store.parent.mkdir()
+        store.touch()
+    assert [item.name for item in path.iterdir()] == ["prepared"]
+    (path / "lock").touch()
+    for fresh in (False, True):
+        with RunDir(path, CONFIG, fresh=fresh) as run:
+            run.begin()
+        assert store.exists()
+
+
+def test_a_lock_that_was_taken_away_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that held it ends, and takes its directory with it, while another one waits."""
+    flock = fcntl.flock
+
+    def late(file: TextIO, how: int) -> None:
+        (tmp_path / "lock").unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(ValueError, match="in use by process"):
+        lock(tmp_path, "--run-dir")
 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Advice:
         first: at most `MOST` tables of which more is known for than against: those that lead, then
             the strongest; one of those that differ in precision alone.
         baselines: others that have to be beaten.
-        others: known, but weaker.
+        others: known, but weaker, or one of `first` in another precision.
         unmeasured: tables of which nothing is known, by name.
         refused: table -> why it cannot be tried.
         sweep: command that compares `first` and `baselines`, or one of them with the next table.

@@ -119,8 +119,8 @@ def _cell(table: str, ratio: float, runs: list[Record], monitor: str) -> Cell:
 
 
 def _measured(summary: Mapping[str, Any], monitor: str) -> bool:
-    """Whether the metric of a run is defined."""
-    return all(summary[split][monitor] is not None for split in ("valid", "test"))
+    """Whether a run has the metric, and it is defined."""
+    return all(summary[split].get(monitor) is not None for split in ("valid", "test"))
 
 
 def _rows_trained(runs: list[Record]) -> float:

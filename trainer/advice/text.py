@@ -164,7 +164,7 @@ def _rest(advice: Advice) -> Iterator[str]:
     unmeasured = [_name(choice.candidate.table) for choice in advice.unmeasured]
     others = [_name(choice.candidate.table) for choice in advice.others]
     if others:
-        yield from ("", f"Less speaks for       {', '.join(others)}")
+        yield from ("", f"After these           {', '.join(others)}")
     if unmeasured:
         yield from ("", f"Not measured yet      {', '.join(unmeasured)}")
     if advice.refused:

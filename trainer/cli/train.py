@@ -89,10 +89,7 @@ def train(
     try:
         summary = run(loaded.config, path, fresh=fresh)
     except Interrupted:
-        kept = (
-            f"{path} is kept. The same command resumes it." if path.exists() else "nothing was done"
-        )
-        typer.echo(f"interrupted; {kept}", err=True)
+        typer.echo(f"interrupted; the same command goes on, in {path}", err=True)
         raise
     if summary:
         typer.echo(summary_text(summary))

@@ -211,7 +211,9 @@ class Section:
     def enriched(self) -> Records:
         """Return the records with all that is known of their runs, to make the report elsewhere."""
         runs = [run for cell in self.cells for run in (*cell.runs.values(), *cell.failures)]
-        return self.records.model_copy(update={"runs": runs})
+        # Every cell says its own size; one of the configuration would be that of cells without any.
+        config = self.records.config | dict.fromkeys(SIZES)
+        return self.records.model_copy(update={"runs": runs, "config": config})
 
 
 def read_sections(paths: Sequence[Path]) -> list[Section]:
@@ -297,12 +299,18 @@ def _add(cell: Cell, run: Record, folders: dict[str, Path]) -> None:
 
 
 def changes(base: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return key -> value of what a configuration changes, besides seed, table and size."""
-    before = dict(leaves(computed(base)))
+    """Return key -> value of what a configuration changes, besides seed, table and size.
+
+    The value of a key that it lacks is None, as is that of a section that is taken back.
+    """
+    before, after = (dict(leaves(computed(one))) for one in (base, config))
+    above = {path[:depth] for path in after for depth in range(1, len(path))}
+    gone = [p for p in before if not any(p[:depth] in after for depth in range(1, len(p) + 1))]
+    found = after | dict.fromkeys(path for path in gone if path not in above)
     return {
         ".".join(path): value
-        for path, value in leaves(computed(config))
-        if before.get(path) != value
+        for path, value in found.items()
+        if path not in before or before[path] != value
         if path not in {("train", "seed"), ("table",), *((size,) for size in SIZES)}
     }
 
