@@ -230,7 +230,9 @@ def _largest(tables: Sequence[Table], configs: Mapping[str, TableConfig], budget
     if plan_bytes(best) > budget:
         smallest = plan_bytes(_smallest(tables, configs))
         kinds = ", ".join(sorted({str(config) for config in configs.values()}))
-        ratio = min(1.0, math.ceil(1e4 * smallest / uncompressed_bytes(tables) + 1e-6) / 1e4)
+        whole = uncompressed_bytes(tables)
+        ratio = math.ceil(1e4 * smallest / whole) / 1e4
+        ratio = min(1.0, ratio if int(ratio * whole) >= smallest else ratio + 1e-4)
         raise ValueError(
             f"a budget of {budget:,} bytes cannot be met by {kinds}: the smallest reachable size is "
             f"{smallest:,} bytes (ratio {ratio:.4f}). Raise the budget, or take methods that reach "
