@@ -371,9 +371,17 @@ def test_sweeps_at_hand_come_first(given: tuple[str, list[str]], tmp_path: Path)
     assert f"{tmp_path}/sweeps/one: tiny, these data, 2 seeds)" in text
     assert not advice.notes
     records = read_records(tmp_path / "sweeps" / "one")
-    summary = {**(records.runs[0].summary or {}), "table": "qr", "test": {"auc": None}}
-    undefined = records.runs[0].model_copy(update={"cell": {"table": "qr"}, "summary": summary})
-    records.model_copy(update={"runs": [*records.runs, undefined]}).write(
+    first = records.runs[0]
+    unknown = [
+        first.model_copy(
+            update={
+                "cell": {"table": table},
+                "summary": {**(first.summary or {}), "table": table, "test": test},
+            }
+        )
+        for table, test in (("qr", {"auc": None}), ("mde", {"logloss": 0.5}))
+    ]
+    records.model_copy(update={"runs": [*records.runs, *unknown]}).write(
         tmp_path / "sweeps" / "one" / FILE
     )
     assert advice_text(advise(*given, ratio=0.5, below=tmp_path / "sweeps")) == advice_text(advice)
