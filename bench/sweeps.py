@@ -10,8 +10,8 @@ and whatever a search decides are chosen on validation. A size that a method can
 table as its reason. What ``results/sweep_<data>.json`` has is not run again: a command adds to it.
 DeepFM on Frappe computes its network in bfloat16: 1.6 times as fast, with an AUC of .9761 after four
 epochs where float32 has .9766 (bench/results/training.json). AutoInt on the synthetic rows has one
-interacting layer of 16 (.8105 with the rows of `data.scale=0.001`; two layers of 32 have .8101) and reads
-the rows once, in each stage: three passes of the full table gain .0003 (.8068, one seed).
+interacting layer of 16 (.8105 with the rows of `data.scale=0.001`; two layers of 32 have .8101) and
+reads the rows once, in each stage: three passes of the full table gain .0003 (.8068, one seed).
 """
 
 from __future__ import annotations
