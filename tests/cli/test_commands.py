@@ -230,6 +230,14 @@ def test_interrupted_run_is_resumed_by_the_same_command(
     assert (run / "summary.json").exists()
 
 
+def test_undefined_metrics_are_null_in_json(
+    embtables: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("trainer.runs.evaluate_run", lambda run, split: {"auc": float("nan")})
+    assert "NaN" not in embtables("eval", str(tmp_path)).out
+    assert json.loads(embtables("eval", str(tmp_path)).out) == {"auc": None}
+
+
 def test_dry_run_leaves_no_run_directory(embtables: Run, recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = embtables("train", str(recipe), "--dry-run", "--run-dir", str(run))

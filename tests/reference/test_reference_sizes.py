@@ -189,6 +189,14 @@ def test_narrow_sizes_of_gowalla(width: int, numbers: int) -> None:
     assert plan_bytes(decided) == 4 * numbers
 
 
+def test_the_ratio_that_a_refusal_names_is_enough() -> None:
+    """116 of 200 bytes are .58 of them, but int(.58 * 200) is 115."""
+    tables = [Table("a", 8, 1), Table("b", 21, 2)]
+    with pytest.raises(ValueError, match=r"is 116 bytes \(ratio 0\.5801\)"):
+        plan(tables, parse_table("full"), {}, budget=115)
+    assert plan_bytes(plan(tables, parse_table("full"), {}, ratio=0.5801)) == 116
+
+
 def test_narrow_is_infeasible_below_one_number_a_row() -> None:
     with pytest.raises(ValueError, match=r"ratio 0\.0625"):
         _plan(CRITEO, "full", 0.0624)
