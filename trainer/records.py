@@ -29,6 +29,9 @@ class Record(Config):
     summary: dict[str, Any] | None = Field(default=None, description="summary.json of the run")
     failure: str | None = Field(default=None, description="why there is no summary")
     fields: dict[str, Any] | None = Field(default=None, description="fields.json of the run")
+    environment: dict[str, Any] = Field(
+        default={}, description="what was not as in the environment of the records"
+    )
 
 
 class RowsError(Config):
@@ -114,6 +117,11 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 def without_command(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return an environment without its command line, which names paths."""
     return {key: value for key, value in environment.items() if key != "command"}
+
+
+def differing(own: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of an environment is not as usual."""
+    return {key: value for key, value in own.items() if value != usual.get(key)}
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:

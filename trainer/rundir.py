@@ -266,6 +266,7 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         **_git(),
         "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "ranks": int(os.environ.get("WORLD_SIZE", 1)),

@@ -24,7 +24,15 @@ from trainer.jobs import Job, Outcome, failed, outcome_text, run_jobs
 from trainer.metrics import sign_of
 from trainer.overrides import differences, parse_override
 from trainer.progress import Line, clock
-from trainer.records import FILE, Record, Records, read_records, without_command, without_paths
+from trainer.records import (
+    FILE,
+    Record,
+    Records,
+    differing,
+    read_records,
+    without_command,
+    without_paths,
+)
 from trainer.rundir import computed, config_hash, lock
 
 log = logging.getLogger("embtables")
@@ -215,6 +223,7 @@ class _Sweep:
     def write(self, outcomes: Mapping[Path, Outcome]) -> Records:
         """Write the records of all outcomes, and of earlier grids."""
         grid = self.grid
+        self.environment = self.before.environment or _first_environment(outcomes)
         runs, trials = [], []
         for cell in grid.cells:
             tuned = self.chosen(cell, outcomes)
@@ -226,7 +235,7 @@ class _Sweep:
                 runs += self._records(outcomes, cell, grid.tunings[:1], [0])
         records = Records(
             **self.head,
-            environment=self.before.environment or _environment(outcomes),
+            environment=self.environment,
             axes=_union(self.before.axes, grid.over),
             tune=_union({}, grid.tune),
             runs=_with_older(runs, self.before.runs, tuned=False),
@@ -258,6 +267,7 @@ class _Sweep:
                 tuned=_values(tuned),
                 summary=one if failure is None else None,
                 failure=None if failure is None else without_folders(failure),
+                environment=differing(_environment(job.folder), self.environment),
             )
             # An older record of the same outcome may have more, such as its fields.
             older = self.older.get(_key(record.cell, record.tuned, seed), record)
@@ -270,13 +280,16 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+", "", text)
 
 
-def _environment(outcomes: Mapping[Path, Outcome]) -> dict[str, Any]:
-    """Return where the runs were made, which need not be where and how they are looked at now."""
-    for folder in outcomes:
-        file = folder / "env.json"
-        if "failure" not in outcomes[folder] and file.exists():
-            return without_command(json.loads(file.read_text()))
-    return {}
+def _first_environment(outcomes: Mapping[Path, Outcome]) -> dict[str, Any]:
+    """Return where runs were made, which need not be where and how they are looked at now."""
+    done = (_environment(folder) for folder, one in outcomes.items() if "failure" not in one)
+    return next(filter(None, done), {})
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    """Return where a run was made; nothing where its directory is gone."""
+    file = folder / "env.json"
+    return without_command(json.loads(file.read_text())) if file.exists() else {}
 
 
 def _with_older(new: list[Record], old: list[Record], tuned: bool) -> list[Record]:

@@ -364,6 +364,34 @@ def test_failures_keep_their_reason_in_place_of_numbers(tmp_path: Path) -> None:
     assert failed.test_auc.isna().all()
 
 
+def test_speeds_of_several_machines_are_told_apart(tmp_path: Path) -> None:
+    old, new = ({"cpu": name, "cores": 2, "threads": 1} for name in ("A & B", "C"))
+    moved = [
+        run.model_copy(update={"environment": {"cpu": "C"}} if run.cell["table"] == "hash" else {})
+        for run in planted().runs
+    ]
+    note = "Seconds and rows/s compare only within one machine"
+    assert note not in written(tmp_path, planted(environment=old))[1]
+    folder, html = written(tmp_path, planted(environment=old, runs=moved))
+    machines = "A &amp; B, 2 cores, 1 thread", "C, 2 cores, 1 thread"
+    assert (
+        f"{note}, and there are several: 15 runs on {machines[0]}; 6 runs on {machines[1]}." in html
+    )
+    frame = pd.read_csv(folder / "results.csv")
+    assert set(frame[frame.table == "hash"].machine) == {machines[1]}
+    # Runs of another file bring their own machine along, and keep it in the records of the report.
+    planted(name="one", environment=old, runs=runs_of("full", None, 0.8, 1000)).write(
+        tmp_path / "one.json"
+    )
+    planted(name="two", environment=new, runs=runs_of("hash", 0.5, 0.7, 490)).write(
+        tmp_path / "two.json"
+    )
+    (section,) = read_sections([tmp_path / "one.json", tmp_path / "two.json"])
+    section.enriched().write(tmp_path / "both.json")
+    (again,) = read_sections([tmp_path / "both.json"])
+    assert section.machines == again.machines == {"A & B, 2 cores, 1 thread": 3, machines[1]: 3}
+
+
 def test_page_stands_alone(tmp_path: Path) -> None:
     _, html = written(tmp_path, planted())
     page = Lines(html)

@@ -150,7 +150,16 @@ def test_environment_names_versions_code_and_machine(tmp_path: Path) -> None:
         run.begin()
         env = json.loads((tmp_path / "env.json").read_text())
     assert env["versions"]["torch"] == torch.__version__
-    assert {"python", "commit", "dirty", "cpu", "cores", "threads", "gpu"} <= env.keys()
+    assert {
+        "python",
+        "commit",
+        "dirty",
+        "cpu",
+        "cpu_capability",
+        "cores",
+        "threads",
+        "gpu",
+    } <= env.keys()
 
 
 def test_name_of_a_run_depends_on_its_configuration_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,23 @@ def test_records_name_no_folder_and_the_environment_of_the_runs(
         "OSError: No space left on device: 'model.part'"
     }
     assert "/home" not in (tmp_path / FILE).read_text()
+
+
+def test_records_say_which_runs_were_made_elsewhere(
+    engine: Engine, grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    def plant(job: Job) -> Outcome:
+        job.folder.mkdir(parents=True)
+        where = {"cpu": f"cpu {job.config.train.seed}", "cores": 2}
+        (job.folder / "env.json").write_text(json.dumps(where))
+        return outcome(job)
+
+    engine.plant = plant
+    records = sweep(grid("table=hash", seeds=2), tmp_path)
+    assert records.environment == {"cpu": "cpu 0", "cores": 2}
+    assert [one.environment for one in records.runs] == [{}, {"cpu": "cpu 1"}]
+    shutil.rmtree(tmp_path / "runs")
+    assert sweep(grid("table=hash", seeds=2), tmp_path) == records
 
 
 def test_a_seed_that_would_be_passed_over_is_refused(grid: Callable[..., Grid]) -> None:

@@ -55,7 +55,7 @@ def section_html(section: Section, differences: Differences, plots: Sequence[Plo
         statement(section, differences),
         "<h3>All cells</h3>",
         cells_table(section, differences),
-        f'<p class="note">{LEGEND}</p>',
+        f'<p class="note">{LEGEND}{_machines(section)}</p>',
     ]
     if differences.compared:
         parts.append(_folded("All differences", differences_table(section, differences)))
@@ -77,6 +77,13 @@ def _subject(section: Section) -> str:
     return " · ".join(
         filter(None, (f"recipe <code>{escape(records.recipe)}</code>", runs, f"rows: {counts}"))
     )
+
+
+def _machines(section: Section) -> str:
+    if len(section.machines) < 2:
+        return ""
+    each = "; ".join(f"{runs} runs on {escape(name)}" for name, runs in section.machines.items())
+    return f" Seconds and rows/s compare only within one machine, and there are several: {each}."
 
 
 def _figure(plot: Plot) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from data.store import Store
 from trainer import fields
 from trainer.metrics import sign_of
 from trainer.overrides import leaves
-from trainer.records import FILE, Record, Records, read_records
+from trainer.records import FILE, Record, Records, differing, read_records
 from trainer.report.texts import bytes_text
 from trainer.rundir import computed
 from trainer.runs import FinishedRun
@@ -161,6 +162,13 @@ class Section:
         return [name for name in METRICS if any(cell.numbers("test", name) for cell in self.done)]
 
     @cached_property
+    def machines(self) -> dict[str, int]:
+        """Machine -> how many runs were made on it."""
+        usual = self.records.environment
+        runs = (run for cell in self.done for run in cell.runs.values())
+        return dict(Counter(machine_text({**usual, **run.environment}) for run in runs))
+
+    @cached_property
     def store(self) -> Store | None:
         """The prepared data, if they are at hand."""
         runs = (FinishedRun.open(path) for cell in self.done for path in cell.folders.values())
@@ -256,7 +264,8 @@ def _section(together: Sequence[Records], folders: dict[str, Path]) -> Section:
         for run in records.runs:
             values = _values(run.cell, records.config, first.config)
             cell = cells.setdefault(_same(values), Cell(values, first.config))
-            _add(cell, run.model_copy(update={"cell": values}), folders)
+            where = differing({**records.environment, **run.environment}, first.environment)
+            _add(cell, run.model_copy(update={"cell": values, "environment": where}), folders)
     name = first.name if sweeps or len(together) == 1 else first.recipe
     errors = [
         error.model_copy(
@@ -313,6 +322,16 @@ def changes(base: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         if path not in before or before[path] != value
         if path not in {("train", "seed"), ("table",), *((size,) for size in SIZES)}
     }
+
+
+def machine_text(environment: dict[str, Any]) -> str:
+    """Return what speed depends on, such as "AMD EPYC, AVX2, 2 cores, 1 thread"."""
+    names = [environment.get(key) for key in ("cpu", "cpu_capability", "gpu")]
+    counts = [(environment.get(key), key) for key in ("cores", "threads", "ranks")]
+    return ", ".join(
+        [str(name) for name in names if name]
+        + [f"{n} {key if n > 1 else key[:-1]}" for n, key in counts if n]
+    )
 
 
 def _same(value: Any) -> str:
