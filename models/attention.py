@@ -35,13 +35,11 @@ class FieldAttention(torch.autograd.Function):
     ) -> Tensor:
         """Return [B, F, A] from [B, F, 3 A]."""
         batch, fields, width = projected.shape
-        kept = -(-batch // LANES) if ctx.needs_input_grad[0] else parallel.thread_count()
-        weights = projected.new_empty(kept, heads, fields, fields, LANES)
         out = projected.new_empty(batch, fields, width // 3)
         dropped = np.uint32(dropout * 2.0**32), np.uint32(key), np.float32(1 / (1 - dropout))
-        parallel.call(_forward, projected, np.float32(scale), *dropped, weights, out)
-        ctx.save_for_backward(projected, weights)
-        ctx.scale, ctx.dropped = scale, dropped
+        ctx.settings = heads, np.float32(scale), *dropped
+        parallel.call(_forward, projected, *ctx.settings, out)
+        ctx.save_for_backward(projected)
         return out
 
     @staticmethod
@@ -50,10 +48,9 @@ class FieldAttention(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, None, None, None, None]:
         """Return the gradient [B, F, 3 A] of the projections."""
-        projected, weights = ctx.saved_tensors
+        (projected,) = ctx.saved_tensors
         out = torch.empty_like(projected)
-        scale = np.float32(ctx.scale)
-        parallel.call(_backward, projected, weights, grads[0], scale, *ctx.dropped, out)
+        parallel.call(_backward, projected, grads[0], *ctx.settings, out)
         return out, None, None, None, None
 
 
@@ -100,15 +97,14 @@ def _unpack(packed, block, start, out):
 
 
 @njit
-def _multiply(x, at, x_row, x_term, y, y_column, y_term, out, into, rows, columns, terms):
+def _multiply(x, x_row, x_term, y, y_column, y_term, out, rows, columns, terms):
     """out[r, s] = sum_t x[r, t] * y[s, t] in each lane, in tiles of 2 x 4 that stay in registers.
 
-    Strides are in vectors; `at` and `into` say where x and out begin. Where rows or columns end within
-    a tile, the last one is computed again.
+    Strides are in vectors. Where rows or columns end within a tile, the last one is computed again.
     """
     for r in range(0, rows, 2):
         r1 = min(r + 1, rows - 1)
-        x0, x1 = at + r * x_row * LANES, at + r1 * x_row * LANES
+        x0, x1 = r * x_row * LANES, r1 * x_row * LANES
         for s in range(0, columns, 4):
             s1, s2, s3 = min(s + 1, columns - 1), min(s + 2, columns - 1), min(s + 3, columns - 1)
             y0, y1 = s * y_column * LANES, s1 * y_column * LANES
@@ -120,7 +116,7 @@ def _multiply(x, at, x_row, x_term, y, y_column, y_term, out, into, rows, column
                 b0, b1, b2, b3 = load(y, y0 + v), load(y, y1 + v), load(y, y2 + v), load(y, y3 + v)
                 z00, z01, z02, z03 = z00 + a0 * b0, z01 + a0 * b1, z02 + a0 * b2, z03 + a0 * b3
                 z10, z11, z12, z13 = z10 + a1 * b0, z11 + a1 * b1, z12 + a1 * b2, z13 + a1 * b3
-            z0, z1 = into + r * columns * LANES, into + r1 * columns * LANES
+            z0, z1 = r * columns * LANES, r1 * columns * LANES
             store(out, z0 + s * LANES, z00)
             store(out, z0 + s1 * LANES, z01)
             store(out, z0 + s2 * LANES, z02)
@@ -132,11 +128,12 @@ def _multiply(x, at, x_row, x_term, y, y_column, y_term, out, into, rows, column
 
 
 @njit
-def _softmax(p, at, fields, scale):
-    """Replace scores [F, F, L] from a place on by the softmax of scale * scores over the second F."""
+def _weights(q, k, scale, p):
+    """Write softmax(scale * Q K^T) over the second F of [F, F, L] to `p`."""
+    fields, a, _ = q.shape
+    _multiply(q, a, 1, k, a, 1, p, fields, fields, a)
     for i in range(fields):
-        begin = at + i * fields * LANES
-        end = begin + fields * LANES
+        begin, end = i * fields * LANES, (i + 1) * fields * LANES
         largest = load(p, begin)
         for place in range(begin + LANES, end, LANES):
             largest = maximum(largest, load(p, place))
@@ -145,88 +142,85 @@ def _softmax(p, at, fields, scale):
             term = exp(fill(scale) * (load(p, place) - largest))
             total = total + term
             store(p, place, term)
-        share = fill(np.float32(1)) / total
+        part = fill(np.float32(1)) / total
         for place in range(begin, end, LANES):
-            store(p, place, share * load(p, place))
+            store(p, place, part * load(p, place))
 
 
 @njit
-def _softmax_backward(p, at, ds, fields, scale):
+def _softmax_backward(p, ds, fields, scale):
     """Replace dP in `ds` by scale * P * (dP - sum_j P dP)."""
     for i in range(fields):
         begin, end = i * fields * LANES, (i + 1) * fields * LANES
         mean = fill(np.float32(0))
         for place in range(begin, end, LANES):
-            mean = mean + load(p, at + place) * load(ds, place)
+            mean = mean + load(p, place) * load(ds, place)
         for place in range(begin, end, LANES):
-            change = load(p, at + place) * (load(ds, place) - mean)
-            store(ds, place, fill(scale) * change)
+            store(ds, place, fill(scale) * (load(p, place) * (load(ds, place) - mean)))
 
 
 @njit
-def _drop(p, at, out, place, bound, key, share):
+def _drop(p, out, place, bound, key, share):
     """Write to `out` what dropout leaves of as many numbers, the first of which is number `place`."""
     for i in range(len(out)):
         noise = mix32(mix32(np.uint32(place + i)) ^ key)
-        out[i] = p[at + i] * (share if noise >= bound else np.float32(0))
+        out[i] = p[i] * (share if noise >= bound else np.float32(0))
 
 
 @njit(parallel=True, cache=True)
-def _forward(projected, scale, bound, key, share, weights, out, threads):
-    kept, heads, fields, _, lanes = weights.shape
-    p, slab = weights.reshape(-1), fields * fields * lanes
-    a = out.shape[2] // heads
-    blocks = -(-out.shape[0] // lanes)
+def _forward(projected, heads, scale, bound, key, share, out, threads):
+    batch, fields, width = out.shape
+    a, lanes = width // heads, LANES
+    slab, blocks = fields * fields * lanes, -(-batch // lanes)
     for thread in prange(threads):
         q = np.empty((fields, a, lanes), np.float32)
         k, v, mixed = np.empty_like(q), np.empty_like(q), np.empty_like(q)
-        left = np.empty(slab, np.float32)
+        p = np.empty(slab, np.float32)
         for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
             for h in range(heads):
                 _pack(projected, block, h * a, q)
                 _pack(projected, block, (heads + h) * a, k)
                 _pack(projected, block, (2 * heads + h) * a, v)
-                place = np.int64(block * heads + h) * slab
-                at = place if kept == blocks else np.int64(thread * heads + h) * slab
-                _multiply(q, 0, a, 1, k, a, 1, p, at, fields, fields, a)
-                _softmax(p, at, fields, scale)
+                _weights(q, k, scale, p)
                 if bound:
-                    _drop(p, at, left, place, bound, key, share)
-                    _multiply(left, 0, fields, 1, v, 1, a, mixed, 0, fields, a, fields)
-                else:
-                    _multiply(p, at, fields, 1, v, 1, a, mixed, 0, fields, a, fields)
+                    _drop(p, p, np.int64(block * heads + h) * slab, bound, key, share)
+                _multiply(p, fields, 1, v, 1, a, mixed, fields, a, fields)
                 _unpack(mixed, block, h * a, out)
 
 
 @njit(parallel=True, cache=True)
-def _backward(projected, weights, grads, scale, bound, key, share, out, threads):
-    """With G the gradient: dV = D(P)^T G, dS = softmax'(D(G V^T)), dQ = dS K, dK = dS^T Q."""
-    blocks, heads, fields, _, lanes = weights.shape
-    p, slab = weights.reshape(-1), fields * fields * lanes
-    a = grads.shape[2] // heads
+def _backward(projected, grads, heads, scale, bound, key, share, out, threads):
+    """With G the gradient: dV = D(P)^T G, dS = softmax'(D(G V^T)), dQ = dS K, dK = dS^T Q.
+
+    P is computed again: it is larger than a cache, and slower to read than to make.
+    """
+    batch, fields, width = grads.shape
+    a, lanes = width // heads, LANES
+    slab, blocks = fields * fields * lanes, -(-batch // lanes)
     for thread in prange(threads):
-        x = np.empty((fields, a, lanes), np.float32)
-        g, found = np.empty_like(x), np.empty_like(x)
-        ds = np.empty(slab, np.float32)
+        q = np.empty((fields, a, lanes), np.float32)
+        k, v, g, found = np.empty_like(q), np.empty_like(q), np.empty_like(q), np.empty_like(q)
+        p, ds = np.empty(slab, np.float32), np.empty(slab, np.float32)
         for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
             for h in range(heads):
-                q, k, v = h * a, (heads + h) * a, (2 * heads + h) * a
-                at = np.int64(block * heads + h) * slab
-                _pack(grads, block, q, g)
+                at = h * a, (heads + h) * a, (2 * heads + h) * a
+                place = np.int64(block * heads + h) * slab
+                _pack(projected, block, at[0], q)
+                _pack(projected, block, at[1], k)
+                _pack(projected, block, at[2], v)
+                _pack(grads, block, at[0], g)
+                _weights(q, k, scale, p)
                 if bound:
-                    _drop(p, at, ds, at, bound, key, share)
-                    _multiply(ds, 0, 1, fields, g, 1, a, found, 0, fields, a, fields)
+                    _drop(p, ds, place, bound, key, share)
+                    _multiply(ds, 1, fields, g, 1, a, found, fields, a, fields)
                 else:
-                    _multiply(p, at, 1, fields, g, 1, a, found, 0, fields, a, fields)
-                _unpack(found, block, v, out)
-                _pack(projected, block, v, x)
-                _multiply(g, 0, a, 1, x, a, 1, ds, 0, fields, fields, a)
+                    _multiply(p, 1, fields, g, 1, a, found, fields, a, fields)
+                _unpack(found, block, at[2], out)
+                _multiply(g, a, 1, v, a, 1, ds, fields, fields, a)
                 if bound:
-                    _drop(ds, 0, ds, at, bound, key, share)
-                _softmax_backward(p, at, ds, fields, scale)
-                _pack(projected, block, k, x)
-                _multiply(ds, 0, fields, 1, x, 1, a, found, 0, fields, a, fields)
-                _unpack(found, block, q, out)
-                _pack(projected, block, q, x)
-                _multiply(ds, 0, 1, fields, x, 1, a, found, 0, fields, a, fields)
-                _unpack(found, block, k, out)
+                    _drop(ds, ds, place, bound, key, share)
+                _softmax_backward(p, ds, fields, scale)
+                _multiply(ds, fields, 1, k, 1, a, found, fields, a, fields)
+                _unpack(found, block, at[0], out)
+                _multiply(ds, 1, fields, q, 1, a, found, fields, a, fields)
+                _unpack(found, block, at[1], out)
