@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embtables import Adam, EmbeddingTables, Feature, Init, Vocabulary
-from embtables.rows.pruned import EMPTY_BYTES, pruned_bytes
+from embtables.rows.pruned import pruned_bytes
 from embtables.search import search_of
 from embtables.torchrec_types import KeyedJaggedTensor
 from embtables.width._pruned import PruningSearch
@@ -240,12 +240,3 @@ def test_frequency_cut_reads_no_row_of_its_own_for_what_was_never_seen(
         assert len(vectors[~seen].unique(dim=0)) == 1
         assert (rest == "zero") == (not vectors[~seen].any())
         assert len(vectors[seen].unique(dim=0)) > 0.9 * int(seen.sum())
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "autodim"])
-def test_smallest_budget_leaves_nothing(noisy: Data, method: str) -> None:
-    smallest = EMPTY_BYTES * len(noisy.fields)
-    ratio = smallest / (4 * D * R * len(noisy.fields))
-    assert _found(noisy, METHODS[method], ratio, STEPS).bytes().inference == smallest
-    with pytest.raises(ValueError, match=f"smallest reachable size is {smallest} bytes"):
-        _found(noisy, METHODS[method], 0.99 * ratio, STEPS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from searching import (
     FEATURES,
+    ROWS,
     SMALL,
     VOCABULARIES,
     begin,
@@ -31,6 +32,7 @@ from embtables import (
     RowWiseAdagrad,
     Vocabulary,
 )
+from embtables.rows.pruned import EMPTY_BYTES
 from embtables.search import falling_rate, search_of
 from embtables.width._pruned import PrunedWidth, smallest
 
@@ -81,9 +83,10 @@ def test_without_a_budget_nothing_is_lost(table: str) -> None:
 
 @pytest.mark.parametrize("table", PRUNES)
 def test_smallest_size_that_is_promised_is_met(table: str) -> None:
-    with pytest.raises(ValueError, match="smallest reachable size is 512 bytes"):
-        make_tables(table, budget=511)
-    assert run_search(table, budget=512).bytes().inference <= 512
+    empty = EMPTY_BYTES * len(ROWS)
+    with pytest.raises(ValueError, match=f"smallest reachable size is {empty} bytes"):
+        make_tables(table, budget=empty - 1)
+    assert run_search(table, budget=empty).bytes().inference == empty
 
 
 @pytest.mark.parametrize("table", ["autodim", "lowrank(after=true)"])
