@@ -60,6 +60,7 @@ class Stage:
         epochs: so many; 0 trains nothing; None as many as the recipe says, with its patience.
         keep: weights that go on: those of the best validation, or the last ones.
         restart: whether the network begins with its initial weights.
+        candidates: how often its end measures the tables, at most.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Stage:
     epochs: int | None = None
     keep: Literal["best", "last"] = "best"
     restart: bool = False
+    candidates: int = 0
 
 
 Fitness = Callable[[int | None], float]

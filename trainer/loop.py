@@ -240,7 +240,8 @@ class Trainer:
         if self.stage.keep == "best" and self.checkpoints and state.best_checkpoint:
             self._load_weights(self.checkpoints, self.checkpoints.folder / state.best_checkpoint)
         if self.search is not None:
-            rebuild = self.search.end(self.stage, self._fitness)
+            with Progress(self._title, self.stage.candidates, unit="candidate") as progress:
+                rebuild = self.search.end(self.stage, lambda rows: self._fitness(rows, progress))
             if rebuild is not None:
                 state.found = state.found | rebuild.widths
                 self._build_tables()
@@ -286,15 +287,17 @@ class Trainer:
             "search_seconds": seconds,
         }
 
-    def _fitness(self, rows: int | None) -> float:
+    def _fitness(self, rows: int | None, progress: Progress) -> float:
         """Return the monitored value on so many validation rows, its sign such that more is better."""
         options = self.options
+        every = self.store.schema.rows["valid"]
         if rows is not None:
             limit = self._limited(-(-rows // options.eval_batch_size))
             options = options.model_copy(update={"limit_batches": limit})
         found = measure_trained(
             self.store, "valid", self.predict, options, self.retrieval, self.stop
         )
+        progress.advance(every if rows is None else min(rows, every))
         return sign_of(self.options.monitor) * self._monitored(found)
 
     def _monitored(self, valid: dict[str, float]) -> float:
@@ -339,7 +342,7 @@ class Trainer:
         self.tables.train()
         title = f"epoch {state.epoch + 1}/{self._epochs(self.stage)}"
         if len(self.stages) > 1:
-            title = f"{self.stage.name} ({state.stage + 1}/{len(self.stages)}), {title}"
+            title = f"{self._title}, {title}"
         self.loader.set_position(state.epoch, state.batch)
         with (
             Progress(title, self.steps_per_epoch, state.batch) as progress,
@@ -372,6 +375,10 @@ class Trainer:
                     break
                 if checkpoint_due:
                     self.save()
+
+    @property
+    def _title(self) -> str:
+        return f"{self.stage.name} ({self.state.stage + 1}/{len(self.stages)})"
 
     def _held_out(self) -> Iterator[Batch]:
         """Yield shuffled batches of validation rows without end, from where the stage stands."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,12 @@ PLAIN_EVERY = 30.0
 """Seconds between two plain lines."""
 
 
+@cache
+def _stderr() -> Console:
+    """Return the one console of all lines: where one begins within another, both are shown."""
+    return Console(stderr=True)
+
+
 class Line:
     """One line that changes: live on a terminal, logged now and then otherwise.
 
@@ -28,7 +35,7 @@ class Line:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
+        console = console or _stderr()
         self._live = (
             Live(console=console, transient=True, refresh_per_second=4)
             if console.is_terminal and is_first()
@@ -74,14 +81,21 @@ class Progress(Line):
         title: what is going on, such as ``epoch 3/10``.
         total: number of steps of the stage.
         done: steps that were done before (a resumed run).
+        unit: what a step is called.
         console: where to; standard error by default. `rich` honours NO_COLOR.
     """
 
     def __init__(
-        self, title: str, total: int, done: int = 0, console: Console | None = None
+        self,
+        title: str,
+        total: int,
+        done: int = 0,
+        unit: str = "step",
+        console: Console | None = None,
     ) -> None:
         super().__init__(console)
         self.title = title
+        self.unit = unit
         self.total = total
         self._first = self._done = done
         self._rows = 0
@@ -99,7 +113,7 @@ class Progress(Line):
         seconds = max(time.monotonic() - self._start, 1e-9)
         steps = self._done - self._first
         left = seconds / steps * (self.total - self._done) if steps else float("nan")
-        parts = [self.title, f"step {self._done}/{self.total}"]
+        parts = [self.title, f"{self.unit} {self._done}/{self.total}"]
         if self._loss == self._loss:
             parts.append(f"loss {self._loss:.4f}")
         parts.append(f"{self._rows / seconds:,.0f} rows/s")

@@ -45,7 +45,11 @@ class OptEmbedSearch(PruningSearch["OptEmbed"]):
         """Supernet, evolve, retrain."""
         return (
             Stage("supernet", structure="train"),
-            Stage("evolve", epochs=0),
+            Stage(
+                "evolve",
+                epochs=0,
+                candidates=config.population + config.generations * (config.population // 2),
+            ),
             Stage("retrain", restart=config.retrain == "initial"),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from trainer import loop
 from trainer.config import RunConfig, load_config
 from trainer.datasets import open_store
 from trainer.loop import Trainer, train
+from trainer.progress import Progress
 from trainer.state import State
 from trainer.step import TrainStep
 
@@ -215,6 +217,17 @@ def test_resumed_before_a_stage_whose_first_checkpoint_is_damaged(
     assert packed(tmp_path) == packed(unbroken)
 
 
+def test_evolution_shows_how_many_candidates_are_left(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("trainer.progress.PLAIN_EVERY", 0.0)
+    config = tiny("table=optembed(population=4, generations=3, eval_rows=100)", *OPTIONS)
+    with caplog.at_level("INFO", "embtables"):
+        train(config, tmp_path)
+    found = re.findall(r"evolve \(2/3\)  candidate (\d+)/(\d+)  ", caplog.text)
+    assert found == [(str(number), "10") for number in range(1, 11)]
+
+
 @pytest.mark.parametrize("how", ["killed", "asked to stop"])
 def test_resumed_in_the_middle_of_evolution(
     whole: Callable[[str], tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
@@ -223,9 +236,9 @@ def test_resumed_in_the_middle_of_evolution(
     calls = iter(range(100))
     plain = Trainer._fitness
 
-    def fitness(self: Trainer, rows: int | None) -> float:
+    def fitness(self: Trainer, rows: int | None, progress: Progress) -> float:
         if next(calls) < 3:
-            return plain(self, rows)
+            return plain(self, rows, progress)
         raise Cut if how == "killed" else loop.Interrupted
 
     with monkeypatch.context() as patch:
@@ -585,5 +598,6 @@ def test_candidates_are_not_chosen_by_an_undefined_metric(
     config = tiny("table=optembed", *OPTIONS)
     trainer = Trainer(config, open_store(config))
     monkeypatch.setattr(loop, "measure_trained", lambda *_: {"auc": float("nan")})
-    with pytest.raises(ValueError, match=r"train\.monitor: auc .* is undefined"):
-        trainer._fitness(100)
+    undefined = pytest.raises(ValueError, match=r"train\.monitor: auc .* is undefined")
+    with Progress("evolve", 1) as progress, undefined:
+        trainer._fitness(100, progress)
