@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.records import Record
-from trainer.report.sections import SIZES, Cell, Section, machine_text
+from trainer.report.sections import SIZES, Cell, Section
 
 
 def lines_of(section: Section) -> list[dict[str, Any]]:
@@ -50,6 +50,6 @@ def _line(section: Section, cell: Cell, run: Record) -> dict[str, Any]:
     line |= {f"seconds_{key}": value for key, value in summary.get("seconds", {}).items()}
     for key in ("epoch", "epochs_trained", "rows_per_second", "peak_memory_bytes"):
         line[key] = summary.get(key)
-    line["machine"] = machine_text({**section.records.environment, **run.environment}) or None
+    line["machine"] = section.machine(run) or None
     line["rows_trained"] = sum(stage["rows"] for stage in summary.get("stages", [])) or None
     return line

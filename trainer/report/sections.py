@@ -164,9 +164,18 @@ class Section:
     @cached_property
     def machines(self) -> dict[str, int]:
         """Machine -> how many runs were made on it."""
-        usual = self.records.environment
         runs = (run for cell in self.done for run in cell.runs.values())
-        return dict(Counter(machine_text({**usual, **run.environment}) for run in runs))
+        return dict(Counter(map(self.machine, runs)))
+
+    def machine(self, run: Record) -> str:
+        """Return where a run was made, such as "AMD EPYC, AVX2, 2 cores, 1 thread"."""
+        known = {**self.records.environment, **run.environment}
+        names = [known.get(key) for key in ("cpu", "cpu_capability", "gpu")]
+        counts = [(known.get(key), key) for key in ("cores", "threads", "ranks")]
+        return ", ".join(
+            [str(name) for name in names if name]
+            + [f"{n} {key if n > 1 else key[:-1]}" for n, key in counts if n]
+        )
 
     @cached_property
     def store(self) -> Store | None:
@@ -322,16 +331,6 @@ def changes(base: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         if path not in before or before[path] != value
         if path not in {("train", "seed"), ("table",), *((size,) for size in SIZES)}
     }
-
-
-def machine_text(environment: dict[str, Any]) -> str:
-    """Return what speed depends on, such as "AMD EPYC, AVX2, 2 cores, 1 thread"."""
-    names = [environment.get(key) for key in ("cpu", "cpu_capability", "gpu")]
-    counts = [(environment.get(key), key) for key in ("cores", "threads", "ranks")]
-    return ", ".join(
-        [str(name) for name in names if name]
-        + [f"{n} {key if n > 1 else key[:-1]}" for n, key in counts if n]
-    )
 
 
 def _same(value: Any) -> str:
