@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from embtables.groups import Group
     from embtables.tables import EmbeddingTables
 
+_LEAST = 128
+"""Bytes a table takes of which a search has left almost nothing."""
 _RATE, _FASTEST = 0.01, 0.2
 """Smallest and largest first learning rate of a structure that nobody has set."""
 _PIECE = 2**20
@@ -143,7 +145,6 @@ class Search(ABC, Generic[W]):
         """Return the stages of training, the first to the last."""
 
     @classmethod
-    @abstractmethod
     def least(cls, placed: Placed, place: RowTable) -> int:
         """Return the bytes that a physical table takes when packed, if the search leaves the least.
 
@@ -151,6 +152,7 @@ class Search(ABC, Generic[W]):
             placed: one of the logical tables that read it.
             place: the physical table.
         """
+        return _LEAST
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -62,9 +62,7 @@ MOST_RUNS = 256
 WIDE = 2**31
 """Numbers of a table from which on starts take two entries."""
 
-EMPTY_BYTES = 7 * 8
-"""Of a table of zeros, and of a form beside its tensors: a line of `layout`."""
-_RUN_BYTES = 5 * 8
+_LAYOUT_BYTES, _RUN_BYTES = 7 * 8, 5 * 8
 _PIECE = 2**18
 """Numbers that are encoded at once: they stay in the cache."""
 
@@ -243,7 +241,7 @@ def _sparse(pattern: _Pattern, directory: bool, stored: int, number: int, row: i
 def _beside(pattern: _Pattern, directory: bool) -> int:
     """Return the bytes of layout and directory."""
     rows = len(pattern.bits)
-    return EMPTY_BYTES + (8 * -(-rows // 64) + 4 * -(-rows // 512) if directory else 0)
+    return _LAYOUT_BYTES + (8 * -(-rows // 64) + 4 * -(-rows // 512) if directory else 0)
 
 
 def _zeros(pattern: _Pattern) -> float:

@@ -18,9 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from embtables.budget import Placed
-from embtables.compressor import RowTable, Segments, Table, Width
-from embtables.rows.pruned import EMPTY_BYTES, pruned_bytes
+from embtables.compressor import Segments, Table, Width
+from embtables.rows.pruned import pruned_bytes
 from embtables.search import Search
 
 Retrain = Annotated[
@@ -101,11 +100,6 @@ P = TypeVar("P", bound=PrunedWidth)
 
 class PruningSearch(Search[P]):
     """A search that ends with zeros in the rows, as many as the byte budget asks for."""
-
-    @classmethod
-    def least(cls, placed: Placed, place: RowTable) -> int:
-        """Bytes of a table of zeros."""
-        return EMPTY_BYTES
 
     @cached_property
     def share(self) -> float:
