@@ -18,21 +18,16 @@ _STUDY = re.compile(
 def with_cells(text: str) -> str:
     """Return the YAML with the cells of the studies that are sweeps as their files have them.
 
-    Of a sweep those cells count that have as many seeds as any, and the tables without options.
+    Of a sweep the tables without options count.
     """
 
     def study(found: re.Match[str]) -> str:
-        cells = known_cells(found[2])
-        most = max(_seeds(cell) for cell in cells)
-        told = [cell for cell in cells if _seeds(cell) == most and "(" not in cell["name"]]
+        done = [cell for cell in known_cells(found[2]) if "test" in cell]
+        told = [cell for cell in done if "(" not in cell["name"]]
         lines = (f"      - {{{_cell(cell)}}}\n" for cell in told if option(cell, "ratio"))
         return found[1] + "".join(sorted(lines, key=_falling))
 
     return _STUDY.sub(study, text)
-
-
-def _seeds(cell: dict[str, Any]) -> int:
-    return len(cell["test"]["auc"]["values"]) if "test" in cell else 0
 
 
 def _cell(cell: dict[str, Any]) -> str:
@@ -43,7 +38,7 @@ def _cell(cell: dict[str, Any]) -> str:
         entries[split] = f"{found['mean']:.4f}"
         if found["std"] is not None:
             entries[std] = f"{found['std']:.4f}"
-    entries |= {"seeds": _seeds(cell), "cost": f"{cell['cost']:.1f}"}
+    entries |= {"seeds": len(cell["test"]["auc"]["values"]), "cost": f"{cell['cost']:.1f}"}
     if table == "full":
         entries["width"] = cell["width"]
     return ", ".join(f"{key}: {value}" for key, value in (entries | {"cell": cell["name"]}).items())

@@ -276,6 +276,10 @@ def test_noise_is_not_a_win() -> None:
     assert not one.model_copy(update={"noise": 0.02}).outcomes(facts())
     spread = [cell.model_copy(update={"std": 0.01, "seeds": 2}) for cell in one.cells]
     assert not one.model_copy(update={"cells": tuple(spread)}).outcomes(facts())
+    # A single seed is no better known than one of several: .0071 and .01 are the standard errors.
+    for apart, told in ((0.024, 0), (0.025, 1)):
+        cells = spread[0], Cell(table="full", ratio=spread[0].ratio, test=0.70 + apart)
+        assert len(one.model_copy(update={"cells": cells}).outcomes(facts())) == told
     assert one.model_copy(update={"metric": "logloss"}).outcomes(facts())[0].better == "hash"
 
 

@@ -8,6 +8,7 @@ kind. Figures that cite bench/results are compared with the files there by a tes
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
@@ -57,10 +58,9 @@ class Cell(Config):
     cell: str = Field(default="", description="its name in the source")
 
     @property
-    def judged(self) -> tuple[float, float]:
-        """What it is compared by, and the squared standard error of that."""
-        mean, std = (self.test, self.std) if self.valid is None else (self.valid, self.valid_std)
-        return mean, (std or 0.0) ** 2 / self.seeds
+    def judged(self) -> tuple[float, float | None]:
+        """What it is compared by, and the deviation of that; None: of one seed."""
+        return (self.test, self.std) if self.valid is None else (self.valid, self.valid_std)
 
 
 class Outcome(NamedTuple):
@@ -136,10 +136,19 @@ class Study(Config):
 
     def told(self, one: Cell, other: Cell) -> float:
         """Return 1 if a table is better than another, 0 if it is worse, 0.5 if nobody can tell."""
-        (a, error_a), (b, error_b) = one.judged, other.judged
-        if abs(a - b) <= max(self.noise, 2 * math.sqrt(error_a + error_b)):
+        difference = one.judged[0] - other.judged[0]
+        error = math.hypot(self._error(one), self._error(other))
+        if abs(difference) <= max(self.noise, 2 * error):
             return 0.5
-        return float(sign_of(self.metric) * (a - b) > 0)
+        return float(sign_of(self.metric) * difference > 0)
+
+    def _error(self, cell: Cell) -> float:
+        """Return the standard error; a single seed has the deviation that is usual in the study."""
+        std = cell.judged[1]
+        if std is None:
+            known = [found for one in self.cells if (found := one.judged[1]) is not None]
+            std = statistics.median(known) if known else 0.0
+        return std / math.sqrt(cell.seeds)
 
 
 class Range(Config):
