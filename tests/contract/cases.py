@@ -15,7 +15,7 @@ from itertools import product
 
 import numpy as np
 
-from embtables.compressor import Table, TableConfig, parse_table, sharings, widths
+from embtables.compressor import Table, parse_table, sharings, widths
 
 Failures = Mapping[str, str]
 """Check (a test function without ``test_``) -> why it is expected to fail."""
@@ -287,15 +287,4 @@ REFUSED = [
     for method in methods.values()
     for option, text in method.refused.items()
 ]
-
-
-def _config(case: Case) -> TableConfig:
-    """Return what it asks for; an evolution of few candidates, no check needs the best."""
-    config = parse_table(str(case))
-    if case.width.startswith("optembed"):
-        few = {"population": 4, "generations": 2}
-        config = config.model_copy(update={"width": config.width.model_copy(update=few)})
-    return config
-
-
-CONFIGS = {case: _config(case) for case in CASES}
+CONFIGS = {case: parse_table(str(case)) for case in CASES}

@@ -59,7 +59,7 @@ class Cell(Config):
 
     @property
     def judged(self) -> tuple[float, float | None]:
-        """What it is compared by, and the deviation of that; None: of one seed."""
+        """What it is compared by, and the deviation of that; None: not known, as of one seed."""
         return (self.test, self.std) if self.valid is None else (self.valid, self.valid_std)
 
 
@@ -143,7 +143,7 @@ class Study(Config):
         return float(sign_of(self.metric) * difference > 0)
 
     def _error(self, cell: Cell) -> float:
-        """Return the standard error; a single seed has the deviation that is usual in the study."""
+        """Return the standard error; a deviation that is not known is what is usual in the study."""
         std = cell.judged[1]
         if std is None:
             known = [found for one in self.cells if (found := one.judged[1]) is not None]
