@@ -75,7 +75,11 @@ class Stage:
 
 
 Fitness = Callable[[int | None], float]
-"""Measures the model on so many validation rows, or on all; more is better."""
+"""Measures the model on so many validation rows, or on all; more is better.
+
+An `end` that was interrupted is called again and gets the values that are known already, so that
+the tables it measures must follow from those alone.
+"""
 
 PLAIN = (Stage("train"),)
 """The stages of tables without a search."""

@@ -22,7 +22,7 @@ from data.store import Store
 from embtables import EmbeddingTables
 from embtables.budget import follows_share
 from embtables.ranks import on_first, rank, ranks
-from embtables.search import Stage, search_of, stages_of
+from embtables.search import Rebuild, Search, Stage, search_of, stages_of
 from models.base import CTRModel, models
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoints
@@ -240,13 +240,15 @@ class Trainer:
         if self.stage.keep == "best" and self.checkpoints and state.best_checkpoint:
             self._load_weights(self.checkpoints, self.checkpoints.folder / state.best_checkpoint)
         if self.search is not None:
-            with Progress(self._title, self.stage.candidates, unit="candidate") as progress:
-                rebuild = self.search.end(self.stage, lambda rows: self._fitness(rows, progress))
+            total, done = self.stage.candidates, len(state.candidates)
+            with Progress(self._title, total, done, unit="candidate") as progress:
+                rebuild = self._end_search(self.search, progress)
             if rebuild is not None:
                 state.found = state.found | rebuild.widths
                 self._build_tables()
                 rebuild.fill(self.tables)
-        past = [*state.past, self._stage_cost(self._lap("search"))]
+        self._lap("search")
+        past = [*state.past, self._stage_cost()]
         if state.finished:
             state.past = past
             return
@@ -270,21 +272,42 @@ class Trainer:
         self.state.stage_over = self.stage.epochs == 0
         self.save()
 
-    def _stage_cost(self, seconds: float) -> dict[str, Any]:
-        """Return what the stage took: epochs, steps, rows (held-out ones too), seconds in training.
+    def _end_search(self, search: Search, progress: Progress) -> Rebuild | None:
+        """End the stage of a search; one that was interrupted goes on behind the last candidate.
 
-        Args:
-            seconds: spent on the search at its end.
+        Raises:
+            Interrupted: asked to stop; what the candidates measured so far are worth is in the state.
+        """
+        known = iter(tuple(self.state.candidates))
+
+        def fitness(rows: int | None) -> float:
+            value = next(known, None)
+            if value is None:
+                value = self._fitness(rows, progress)
+                self.state.candidates.append(value)
+            return value
+
+        try:
+            return search.end(self.stage, fitness)
+        except Interrupted:
+            self._lap("search")
+            raise
+
+    def _stage_cost(self) -> dict[str, Any]:
+        """Return what the stage took: epochs, steps, rows (held-out ones too), seconds.
+
+        Seconds in training, and of the search at its end.
         """
         state = self.state
-        past = [sum(one[key] for one in state.past) for key in ("rows", "train_seconds")]
+        kinds = ("rows", "train_seconds", "search_seconds")
+        past = [sum(one[kind] for one in state.past) for kind in kinds]
         return {
             "name": self.stage.name,
             "epochs": round(state.epoch + state.batch / self.steps_per_epoch, 6),
             "steps": state.stage_step,
             "rows": state.rows - past[0],
             "train_seconds": state.seconds - past[1],
-            "search_seconds": seconds,
+            "search_seconds": self.seconds["search"] - past[2],
         }
 
     def _fitness(self, rows: int | None, progress: Progress) -> float:

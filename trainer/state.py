@@ -24,6 +24,7 @@ class State:
         loss_sum, loss_rows: of the training loss since the last evaluation.
         seconds, rows: spent and seen in training, evaluations left out.
         found: stored widths that a search has found.
+        candidates: what those were worth that the end of this stage has measured, in their order.
         training_bytes: of rows and optimizer state on all ranks, in the stage that has most.
         past: what the stages that are over cost (`Trainer._stage_cost`).
     """
@@ -49,4 +50,5 @@ class State:
     rows: int = 0
     training_bytes: int = 0
     found: dict[str, int] = field(default_factory=dict)
+    candidates: list[float] = field(default_factory=list)
     past: list[dict[str, Any]] = field(default_factory=list)

@@ -232,21 +232,25 @@ def test_evolution_shows_how_many_candidates_are_left(
 def test_resumed_in_the_middle_of_evolution(
     whole: Callable[[str], tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    """What was measured before a stop is not measured again."""
     config, unbroken, summary = whole("optembed")
-    calls = iter(range(100))
-    plain = Trainer._fitness
+    measured: list[float] = []
+    plain, most = Trainer._fitness, 3
 
     def fitness(self: Trainer, rows: int | None, progress: Progress) -> float:
-        if next(calls) < 3:
-            return plain(self, rows, progress)
-        raise Cut if how == "killed" else loop.Interrupted
+        if len(measured) == most:
+            raise Cut if how == "killed" else loop.Interrupted
+        measured.append(plain(self, rows, progress))
+        return measured[-1]
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_fitness", fitness)
-        with pytest.raises((Cut, loop.Interrupted)):
-            train(config, tmp_path)
+    monkeypatch.setattr(Trainer, "_fitness", fitness)
+    with pytest.raises((Cut, loop.Interrupted)):
+        train(config, tmp_path)
+    most = 1000
     assert numbers(train(config, tmp_path)) == numbers(summary)
     assert packed(tmp_path) == packed(unbroken)
+    candidates = 4 + 2  # of the first generation, and of the second
+    assert len(measured) == candidates + (3 if how == "killed" else 0)
 
 
 def test_resumed_in_the_middle_of_packing(
