@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,25 +233,30 @@ def test_evolution_shows_how_many_candidates_are_left(
 def test_resumed_in_the_middle_of_evolution(
     whole: Callable[[str], tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """What was measured before a stop is not measured again."""
+    """What was measured before a stop is not measured again, and its seconds count."""
     config, unbroken, summary = whole("optembed")
-    measured: list[float] = []
+    measured: list[float] = []  # seconds of each
     plain, most = Trainer._fitness, 3
 
     def fitness(self: Trainer, rows: int | None, progress: Progress) -> float:
         if len(measured) == most:
             raise Cut if how == "killed" else loop.Interrupted
-        measured.append(plain(self, rows, progress))
-        return measured[-1]
+        began = time.perf_counter()
+        value = plain(self, rows, progress)
+        time.sleep(0.3 if len(measured) < 3 else 0)  # more than all else that a resumed end does
+        measured.append(time.perf_counter() - began)
+        return value
 
     monkeypatch.setattr(Trainer, "_fitness", fitness)
     with pytest.raises((Cut, loop.Interrupted)):
         train(config, tmp_path)
     most = 1000
-    assert numbers(train(config, tmp_path)) == numbers(summary)
+    resumed = train(config, tmp_path)
+    assert numbers(resumed) == numbers(summary)
     assert packed(tmp_path) == packed(unbroken)
     candidates = 4 + 2  # of the first generation, and of the second
     assert len(measured) == candidates + (3 if how == "killed" else 0)
+    assert resumed["stages"][1]["search_seconds"] >= sum(measured[-candidates:])
 
 
 def test_resumed_in_the_middle_of_packing(
