@@ -415,6 +415,28 @@ def test_page_is_made_again_from_its_records(tmp_path: Path) -> None:
     ]
 
 
+def test_records_of_a_report_have_the_tables_of_one_seed(tmp_path: Path) -> None:
+    records = planted()
+    shown = records.runs[1].model_copy(update={"fields": {"tables": {"user": {"loss": 0.25}}}})
+    runs = [shown if run is records.runs[1] else run for run in records.runs]
+    folder, page = written(tmp_path, planted(runs=runs))
+    kept = folder / "records" / "Planted-data.json"
+    with_tables = [run for run in read_records(kept).runs if "tables" in (run.summary or {})]
+    assert [(run.cell, run.seed) for run in with_tables] == [
+        (run.cell, 1 if run.cell == shown.cell else 0) for run in with_tables
+    ]
+    assert len(with_tables) == len(CELLS)
+    # A run is one and the same with its tables and without, and nothing known of it is lost.
+    planted(name="plain").write(tmp_path / "plain.json")
+    for given in ([tmp_path / "plain.json", kept], [kept, tmp_path / "plain.json"]):
+        (section,) = read_sections(given)
+        together = [run for cell in section.cells for run in cell.runs.values()]
+        assert all("tables" in (run.summary or {}) for run in together)
+        assert [run.seed for run in together if run.fields] == [1]
+    again = write_report([kept], tmp_path / "again")
+    assert again.read_text() == page
+
+
 def test_lines_are_data_frames_of_the_right_types(tmp_path: Path) -> None:
     folder, _ = written(tmp_path, planted())
     frames = [pd.read_csv(folder / "results.csv"), pd.read_json(folder / "results.json")]

@@ -25,6 +25,10 @@ SIZES = ("ratio", "budget")
 """Keys that say how large the tables are."""
 
 
+TABLES = "tables"
+"""Key of a summary: what every table of the run is made of. Records have it of one seed of a cell."""
+
+
 METRICS = {
     "auc": "AUC",
     "logloss": "logloss",
@@ -129,9 +133,18 @@ class Cell:
 
     @property
     def shown(self) -> Record:
-        """The run whose tables are shown: the first whose fields were measured, or the first."""
-        runs = list(self.runs.values())
-        return next((run for run in runs if run.fields), runs[0])
+        """The run whose tables are shown: the first whose fields were measured, or that has tables."""
+        runs = self.runs.values()
+        return max(runs, key=lambda run: (bool(run.fields), TABLES in (run.summary or {})))
+
+    def enriched(self) -> list[Record]:
+        """Return its records with all that is known of them, and the tables of the run that is shown.
+
+        Those of the other seeds would be most of what the records hold, and no report reads them.
+        """
+        shown = self.shown if self.runs else None
+        runs = [run if run is shown else _without_tables(run) for run in self.runs.values()]
+        return [*runs, *self.failures]
 
     @property
     def _known(self) -> dict[str, Any]:
@@ -227,7 +240,7 @@ class Section:
 
     def enriched(self) -> Records:
         """Return the records with all that is known of their runs, to make the report elsewhere."""
-        runs = [run for cell in self.cells for run in (*cell.runs.values(), *cell.failures)]
+        runs = [run for cell in self.cells for run in cell.enriched()]
         # Every cell says its own size; one of the configuration would be that of cells without any.
         config = self.records.config | dict.fromkeys(SIZES)
         return self.records.model_copy(update={"runs": runs, "config": config})
@@ -259,10 +272,10 @@ def _subject(records: Records) -> tuple[str, ...]:
 
 
 def _run_folders(path: Path) -> dict[str, Path]:
-    """Return summary -> directory of the finished runs below a run, a sweep, or its records."""
+    """Return identity -> directory of the finished runs below a run, a sweep, or its records."""
     top = path.parent if path.name == FILE else path
     files = top.rglob("summary.json") if top.is_dir() else ()
-    return {_same(json.loads(file.read_text())): file.parent for file in files}
+    return {_identity(json.loads(file.read_text())): file.parent for file in files}
 
 
 def _section(together: Sequence[Records], folders: dict[str, Path]) -> Section:
@@ -302,12 +315,15 @@ def _add(cell: Cell, run: Record, folders: dict[str, Path]) -> None:
     if run.summary is None:
         cell.failures.append(run)
         return
-    other = cell.runs.get(run.seed)
-    if other is not None and other.summary != run.summary:
-        raise ValueError(
-            f"two different runs of {cell.name} with seed {run.seed} were given; leave one out"
-        )
-    folder = folders.get(_same(run.summary))
+    identity, other = _identity(run.summary), cell.runs.get(run.seed)
+    if other is not None and other.summary is not None:
+        if _identity(other.summary) != identity:
+            raise ValueError(
+                f"two different runs of {cell.name} with seed {run.seed} were given; leave one out"
+            )
+        known = {"summary": other.summary | run.summary, "fields": run.fields or other.fields}
+        run = run.model_copy(update=known)
+    folder = folders.get(identity)
     if folder is not None:
         cell.folders[run.seed] = folder
         kept = folder / fields.FILE
@@ -331,6 +347,16 @@ def changes(base: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         if path not in before or before[path] != value
         if path not in {("train", "seed"), ("table",), *((size,) for size in SIZES)}
     }
+
+
+def _without_tables(run: Record) -> Record:
+    kept = {key: value for key, value in (run.summary or {}).items() if key != TABLES}
+    return run.model_copy(update={"summary": kept})
+
+
+def _identity(summary: dict[str, Any]) -> str:
+    """Return one text for the summaries of one run, whether they have its tables or not."""
+    return _same({key: value for key, value in summary.items() if key != TABLES})
 
 
 def _same(value: Any) -> str:
