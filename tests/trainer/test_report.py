@@ -186,6 +186,32 @@ def test_baseline_is_the_largest_narrow_table_that_is_no_larger(section: Section
     assert [cell.role for cell in section.done] == ["full", "narrow", "narrow", "", "", "", "cut"]
 
 
+@pytest.mark.parametrize(("size", "ratio"), [(497, 0.5), (490, 0.2), (520, 0.5)])
+def test_baseline_may_be_a_few_bytes_larger(tmp_path: Path, size: int, ratio: float) -> None:
+    runs = [*planted().runs, *runs_of("qr", 0.5, 0.7, size)]
+    planted(runs=runs).write(tmp_path / "r.json")
+    (section,) = read_sections([tmp_path / "r.json"])
+    (cell,) = (cell for cell in section.done if cell.table == "qr")
+    narrow = section.narrow(cell)
+    assert narrow is not None
+    assert narrow.name == f"full, ratio {ratio}"
+
+
+def test_failures_are_told_once_and_not_of_what_was_run_since(tmp_path: Path) -> None:
+    planted().write(tmp_path / "old.json")
+    again = [run.model_copy(update={"seed": 3}) for run in runs_of("hash", 0.2, 0.74, 200)[:1]]
+    planted(runs=again).write(tmp_path / "new.json")
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    for given, left in (
+        ([old, old], {"qr", "hash"}),
+        ([old, new], {"qr"}),
+        ([new, old], {"qr"}),
+    ):
+        (section,) = read_sections(given)
+        failed = [run.cell["table"] for cell in section.cells for run in cell.failures]
+        assert sorted(failed) == sorted(left)
+
+
 def test_other_settings_have_other_baselines(tmp_path: Path) -> None:
     wide = [
         run.model_copy(update={"cell": run.cell | {"model.dim": 8}})
@@ -301,6 +327,21 @@ def test_kept_errors_of_test_rows_are_joined(tmp_path: Path) -> None:
     assert found[0].verdict == "not told apart"
     assert "(in 1 comparisons)" in page
     assert read_records(folder / "records" / "Planted-data.json").rows_errors == [known]
+
+
+def test_errors_of_test_rows_are_those_of_the_most_seeds_known(tmp_path: Path) -> None:
+    cells = {"table": "full"}, {"table": "dnis", "ratio": 0.2}  # the other way round
+    errors = {(0,): 0.03, (0, 2): 0.02, (0, 5): 0.01, (0, 1, 2, 3): 0.005}
+    known = [
+        RowsError(metric="auc", cells=cells, seeds=list(seeds), error=error)
+        for seeds, error in errors.items()
+    ]
+    folder, page = written(tmp_path, planted(rows_errors=known))
+    (section,) = read_sections([tmp_path / "given.json"])
+    found = [c.difference.rows_error for c in Differences(section).compared]
+    assert [error for error in found if error is not None] == [0.02]
+    assert "(in 1 comparisons)" in page
+    assert read_records(folder / "records" / "Planted-data.json").rows_errors == known
 
 
 def test_statement_says_what_was_compared(tmp_path: Path) -> None:
@@ -546,6 +587,23 @@ def test_sweep_directory_is_read_wherever_its_runs_lie(runs: Path, tmp_path: Pat
     assert Differences(section).rows_errors
     (beside,) = read_sections([sweep, runs / "full-1"])
     assert [sorted(cell.runs) for cell in beside.cells] == [[5, 6], [5]]
+
+
+def test_records_without_tables_find_them_in_the_runs_at_hand(runs: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    shutil.copytree(runs / "full-1", sweep / "full-1")
+    records = read_records(runs / "full-0")
+    both = [run for name in ("full-0", "full-1") for run in read_records(runs / name).runs]
+    axes = {"table": ["full"]}
+    records.model_copy(update={"axes": axes, "runs": both}).write(sweep / "results.json")
+    kept = write_report([sweep], tmp_path / "a").with_name("records")
+    shutil.copy(next(kept.iterdir()), sweep / "results.json")
+    thin = read_records(sweep).runs
+    assert ["tables" in (run.summary or {}) for run in thin] == [True, False]
+    write_report([sweep], tmp_path / "b", fields=True)
+    (section,) = read_sections([sweep])
+    assert section.cells[0].shown.seed == thin[1].seed
+    assert Lines((tmp_path / "b" / "index.html").read_text()).line("user")
 
 
 def test_contradictions_and_strangers_are_refused(runs: Path, tmp_path: Path) -> None:

@@ -69,7 +69,9 @@ class Differences:
 
     def __init__(self, section: Section) -> None:
         self.section = section
-        self._known = {_key(e.metric, *e.cells, e.seeds): e for e in section.records.rows_errors}
+        self._known: dict[str, dict[tuple[int, ...], RowsError]] = {}
+        for one in section.records.rows_errors:
+            self._keep(one)
         self.missing = ""
         self._statistics = self._of_rows()
         self._scores = cache(self._scores_of)
@@ -107,7 +109,7 @@ class Differences:
     @property
     def rows_errors(self) -> list[RowsError]:
         """What is known of test rows, to be kept with the records."""
-        return list(self._known.values())
+        return [one for by_seeds in self._known.values() for one in by_seeds.values()]
 
     def _family(self, metric: str, baseline: str) -> list[Compared]:
         """Return the cells against one baseline, their p-values adjusted together."""
@@ -147,15 +149,23 @@ class Differences:
     def _rows_error(
         self, metric: str, cell: Cell, other: Cell, seeds: tuple[int, ...]
     ) -> float | None:
-        key = _key(metric, cell.values, other.values, seeds)
-        known = all(seed in one.folders for one in (cell, other) for seed in seeds)
-        if key not in self._known and metric in self._statistics and known:
-            parts = [self._parts(metric, one, seeds) for one in (cell, other)]
+        """Return the standard error over test rows, from as many of the seeds as it is known of.
+
+        That of fewer seeds is rather too large: what the rows and one seed do together is in it.
+        """
+        pair = _pair(metric, cell.values, other.values)
+        known = [some for some in self._known.get(pair, {}) if set(some) <= set(seeds)]
+        most = max(known, key=len, default=())
+        here = tuple(s for s in seeds if s in cell.folders and s in other.folders)
+        if len(here) > len(most) and metric in self._statistics:
+            parts = [self._parts(metric, one, here) for one in (cell, other)]
             error = self._statistics[metric].error(parts[0] - parts[1])
-            self._known[key] = RowsError(
-                metric=metric, cells=(cell.values, other.values), seeds=list(seeds), error=error
-            )
-        return self._known[key].error if key in self._known else None
+            cells, most = (cell.values, other.values), here
+            self._keep(RowsError(metric=metric, cells=cells, seeds=list(here), error=error))
+        return self._known[pair][most].error if most else None
+
+    def _keep(self, one: RowsError) -> None:
+        self._known.setdefault(_pair(one.metric, *one.cells), {})[tuple(one.seeds)] = one
 
     def _mean_parts(self, metric: str, cell: Cell, seeds: tuple[int, ...]) -> np.ndarray:
         """Return the parts of a metric, row by row or group by group, averaged over seeds."""
@@ -168,5 +178,7 @@ class Differences:
         return FinishedRun.open(folder).scores(self.section.store, "test")
 
 
-def _key(metric: str, cell: object, other: object, seeds: Sequence[int]) -> str:
-    return json.dumps([metric, cell, other, seeds], sort_keys=True)
+def _pair(metric: str, cell: object, other: object) -> str:
+    """Return one text for a metric of two cells, in either order."""
+    cells = sorted(json.dumps(one, sort_keys=True) for one in (cell, other))
+    return json.dumps([metric, *cells])

@@ -89,7 +89,9 @@ def _how(section: Section, differences: Differences) -> str:
         some = "" if known == len(differences.compared) else f" (in {known} comparisons)"
         parts.append(
             f"Its error joins, as the root of the sum of squares, that over the {rows}{drawn} "
-            f"({ways}){some} and that over seeds (Student's t, Satterthwaite's degrees of freedom)."
+            f"({ways}){some} and that over seeds (Student's t, Satterthwaite's degrees of freedom). "
+            "Where the predictions of a part of the seeds were at hand, that over rows is theirs, which "
+            "is rather too large."
         )
     else:
         parts.append(
