@@ -1,4 +1,4 @@
-"""Cells of our sweeps in the evidence of `embtables advise` (trainer/advice/evidence.yaml)."""
+"""Cells of our results in the evidence of `embtables advise` (trainer/advice/evidence.yaml)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ EVIDENCE = Path(__file__).parents[1] / "trainer" / "advice" / "evidence.yaml"
 _STUDY = re.compile(
     r"(  - source: bench/results/(sweep_\w+)\.json\n(?:    \w.*\n)+?    cells:\n)(?:      - .*\n)*"
 )
+_SPEED = re.compile(
+    r"(speed:\n  source: bench/results/(\w+)\.json\n(?:  \w.*\n)+?  cells:\n)(?:    - .*\n)*"
+)
 
 
 def with_cells(text: str) -> str:
-    """Return the YAML with the cells of the studies that are sweeps as their files have them.
+    """Return the YAML with the cells of sweeps, and the look-ups, as their files have them.
 
-    Of a sweep the tables without options count.
+    Of both the tables without options count.
     """
 
     def study(found: re.Match[str]) -> str:
@@ -27,7 +30,17 @@ def with_cells(text: str) -> str:
         lines = (f"      - {{{_cell(cell)}}}\n" for cell in told if option(cell, "ratio"))
         return found[1] + "".join(sorted(lines, key=_falling))
 
-    return _STUDY.sub(study, text)
+    def speed(found: re.Match[str]) -> str:
+        told = [cell for cell in known_cells(found[2]) if "(" not in cell["table"]]
+        return found[1] + "".join(
+            f"    - {{{_look_up(c)}}}\n" for c in told if c["table"] != "full"
+        )
+
+    return _SPEED.sub(speed, _STUDY.sub(study, text))
+
+
+def _look_up(cell: dict[str, Any]) -> str:
+    return f"table: {cell['table']}, dim: {cell['dim']}, times: {cell['inference_over_full']:.2f}"
 
 
 def _cell(cell: dict[str, Any]) -> str:

@@ -226,6 +226,30 @@ def test_latency_rules_out_what_was_measured_slower() -> None:
     assert "look-ups are not measured yet" in advice_text(advice)
 
 
+def test_costs_of_a_search_are_those_of_all_studies() -> None:
+    def told(*costs: float | None) -> str:
+        studies = tuple(
+            Study(
+                source=f"s{number}",
+                about="planted",
+                ids=1000,
+                grade="A",
+                cells=(
+                    Cell(table="dnis", ratio=0.1, test=0.8, cost=cost),
+                    Cell(table="full", ratio=0.1, test=0.7),
+                ),
+            )
+            for number, cost in enumerate(costs)
+        )
+        evidence = BARE.model_copy(update={"studies": studies})
+        return " ".join(advice_text(ask(UNIFORM, 0.1, evidence)).split())
+
+    text = "it searches in stages: {} times the rows that the full table's training read ({})"
+    assert text.format("2 to 6", "s0, s1") in told(2, 6)
+    assert text.format("6", "s0, s1") in told(6, 6)
+    assert "its cost is not measured yet" in told(None)
+
+
 # -- evidence ----------------------------------------------------------------------------------------
 
 

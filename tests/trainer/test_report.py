@@ -603,7 +603,7 @@ def test_records_without_tables_find_them_in_the_runs_at_hand(runs: Path, tmp_pa
     write_report([sweep], tmp_path / "b", fields=True)
     (section,) = read_sections([sweep])
     assert section.cells[0].shown.seed == thin[1].seed
-    assert Lines((tmp_path / "b" / "index.html").read_text()).line("user")
+    assert Lines((tmp_path / "b" / "index.html").read_text()).line("user")[0][1] != "-"
 
 
 def test_contradictions_and_strangers_are_refused(runs: Path, tmp_path: Path) -> None:

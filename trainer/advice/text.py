@@ -143,13 +143,13 @@ def _figures(compared: Compared, baselines: Sequence[str]) -> str:
 
 
 def _cost(choice: Choice) -> str:
-    for compared in choice.compared:
-        if compared.cell.cost is not None:
-            return (
-                f"{compared.cell.cost:g} times the rows that the full table's training read "
-                f"({compared.study.source})"
-            )
-    return "its cost is not measured yet"
+    costs = [(c.cell.cost, c.study.source) for c in choice.compared if c.cell.cost is not None]
+    if not costs:
+        return "its cost is not measured yet"
+    least, most = min(costs)[0], max(costs)[0]
+    times = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+    sources = ", ".join(dict.fromkeys(source for _, source in costs))
+    return f"{times} times the rows that the full table's training read ({sources})"
 
 
 def _speed(advice: Advice, choice: Choice) -> str:
