@@ -6,7 +6,8 @@ DLRM (26 fields of width 16, 13 numbers) on synthetic rows with Criteo's cardina
 steps: speed does not depend on what was learned. Test rows come in batches of 1, 64 and 4096, another
 batch in every call. Contenders take turns in every round; ratios are medians over rounds.
 
-- packed: the exported model, from ids to logits. unpacked: trained tables below the same network.
+- packed: the exported model, from ids to logits. unpacked: the tables as they are trained, those of a
+  search as it finds them, below the same network.
 - torchrec: an EmbeddingBagCollection of the same rows below the same network, as it is and quantized to
   int8 by torchrec.inference.modules.quantize_embeddings.
 - values: the exported model from raw values (column -> list) to probabilities; file: from a TSV.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embtables.budget import parse_bytes
-    from embtables.compressor import TableConfig, parse_table
+    from embtables.compressor import Pairs, TableConfig, parse_table
     from embtables.features import Feature, Vocabulary
     from embtables.packed import PackedTables
     from embtables.rows.optimizers import (
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "parse_bytes": "budget",
+    "Pairs": "compressor",
     "TableConfig": "compressor",
     "parse_table": "compressor",
     "Feature": "features",
@@ -51,6 +52,7 @@ __all__ = [
     "Feature",
     "Init",
     "PackedTables",
+    "Pairs",
     "RowOptimizer",
     "RowWiseAdagrad",
     "TableConfig",

@@ -57,7 +57,7 @@ class Clusters:
         self._found: dict[float, list[np.ndarray]] = {}
 
     def cut(self, side: int, wanted: int) -> np.ndarray:
-        """Cut the ids of a side into at most `wanted` clusters, and nearly that many.
+        """Cut the ids of a side into `wanted` clusters at most, and at least `NEAR` of it.
 
         Args:
             side: 0 for the left table, 1 for the right one.
@@ -94,7 +94,10 @@ class Clusters:
         return self._found[log_resolution]
 
     def _search(self, side: int, wanted: int) -> np.ndarray:
-        """Return the clusters of a resolution that gives nearly as many, or some to be merged."""
+        """Return the clusters of a resolution that gives nearly as many, or others merged or split.
+
+        The number of clusters jumps where ids are alike, as the few of a small table often are.
+        """
         if not self._found:
             self.at(math.log(max(wanted / _CLUSTERS, 1e-3)))
         for _ in range(_TRIES):
@@ -107,7 +110,13 @@ class Clusters:
             counts = {key: int(found[side].max()) + 1 for key, found in self._found.items()}
             near = list(counts)
         best = min(near, key=lambda key: abs(math.log(counts[key] / wanted)))
-        return self._merged(self._found[best][side], side, wanted)
+        labels = self._found[best][side]
+        if counts[best] < NEAR * wanted:
+            finer = min((k for k, c in counts.items() if c >= wanted), default=None)
+            parts = np.arange(len(labels)) if finer is None else self._found[finer][side]
+            reads = np.asarray(self._core.sum(axis=1 - side)).ravel()
+            return _split(labels, parts, reads, wanted)
+        return self._merged(labels, side, wanted)
 
     def _merged(self, labels: np.ndarray, side: int, wanted: int) -> np.ndarray:
         """Dissolve the smallest clusters until as many are left as wanted.
@@ -138,6 +147,27 @@ def _next(tried: list[tuple[float, int]], aim: float) -> float:
     at, count = points[0] if aim <= points[0][1] else points[-1]
     step = aim - count
     return at + math.copysign(max(1.2 * abs(step), 0.02), step)
+
+
+def _split(labels: np.ndarray, parts: np.ndarray, reads: np.ndarray, wanted: int) -> np.ndarray:
+    """Cut clusters along finer ones until there are as many as wanted.
+
+    Of the parts of a cluster the one that is read most stays; of all others those that are read most
+    become clusters.
+
+    Args:
+        labels: [n] c clusters.
+        parts: [n] finer clusters, at least `wanted`.
+        reads: [n] times that an id occurs.
+        wanted: clusters, more than c.
+    """
+    both, part = np.unique(np.stack([labels, parts]), axis=1, return_inverse=True)
+    cluster, read = both[0].copy(), np.bincount(part, reads)
+    order = np.lexsort((-read, cluster))
+    others = order[1:][np.diff(cluster[order]) == 0]
+    own = others[np.argsort(-read[others], kind="stable")][: wanted - int(labels.max()) - 1]
+    cluster[own] = np.arange(wanted - len(own), wanted)
+    return _by_size(cluster[part])
 
 
 def _by_size(labels: np.ndarray) -> np.ndarray:

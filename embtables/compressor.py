@@ -254,6 +254,24 @@ class Sharing(nn.Module, ABC):
             ValueError: what the method needs is not known.
         """
 
+    def assign(self, table: str, known: Pairs, new: Pairs) -> int:
+        """Give ids that `fit` saw in no pair the row of ids that share their neighbours.
+
+        Args:
+            table: logical table; its ids are the left ones of the pairs.
+            known: the training pairs that `fit` saw.
+            new: further pairs.
+
+        Returns:
+            How many ids have such a row now.
+
+        Raises:
+            ValueError: the method reads no pairs.
+        """
+        raise ValueError(
+            f"the ids of table {table!r} are not clustered by pairs: graphhash and double_graphhash do"
+        )
+
     @abstractmethod
     def encode(self, ids: Tensor, segments: Segments) -> Tensor:
         """Return rows [K, n] of ids [n], each in its physical table; -1 only if `skips`."""

@@ -24,7 +24,7 @@ from embtables.budget import (
     uncompressed_bytes,
     with_widths,
 )
-from embtables.compressor import Interactions, Table, TableConfig, parse_table, widths
+from embtables.compressor import Interactions, Pairs, Table, TableConfig, parse_table, widths
 from embtables.features import Feature, Vocabulary, by_name
 from embtables.groups import Group, Ids, Keys, as_packed, build_groups
 from embtables.ranks import gathered, ranks
@@ -272,6 +272,32 @@ class EmbeddingTables(Lookup):
     def step(self) -> None:
         """Apply the row optimizer to the rows read since the last step."""
         self.store.step()
+
+    def assign(self, table: str, known: Pairs, new: Pairs) -> int:
+        """Give ids of a table that had no training pairs the row of ids that share their neighbours.
+
+        For ids of the vocabulary that occur for the first time after the clustering of `graphhash` and
+        `double_graphhash`, whose rows are hashed until then. No row changes; of each rank the map does.
+
+        Args:
+            table: name; its ids are the left ones of the pairs.
+            known: the training pairs that its ids were clustered by.
+            new: further pairs with ids of the same other table.
+
+        Returns:
+            How many ids have a cluster's row now.
+
+        Raises:
+            ValueError: there is no such table, or its ids are not clustered.
+        """
+        groups = [cast(Group, group) for group in self.groups]
+        of_table = [g.sharing for g in groups if any(one.name == table for one in g.tables)]
+        if not of_table:
+            raise ValueError(
+                f"there is no table {table!r}.{nearest(table, self.plan)} "
+                f"Tables: {', '.join(self.plan)}"
+            )
+        return max(sharing.assign(table, known, new) for sharing in of_table)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients, those of rows included."""

@@ -90,27 +90,18 @@ class GraphSharing(Sharing):
             sides = min(table, other), max(table, other)
             if sides not in clusters:
                 clusters[sides] = Clusters(self._graph(interactions.pairs(*sides)))
-            labels = clusters[sides].cut(sides.index(table), rows)
-            self._set(table, labels)
+            self._set(table, clusters[sides].cut(sides.index(table), rows))
 
     def assign(self, table: str, known: Pairs, new: Pairs) -> int:
-        """Give ids that had no training pairs the row of the ids that share their neighbours.
-
-        Args:
-            table: logical table; its ids are the left ones of the pairs.
-            known: the training pairs it was clustered by.
-            new: further pairs.
-
-        Returns:
-            How many ids have a cluster now that had none.
-        """
-        seen = np.isin(np.arange(self._sizes[table][0]), known.left)
-        before = np.where(seen, self.maps.get(table), -1)
+        """Give ids without training pairs the cluster that most of their neighbours' ids are in."""
         others = 1 + max(int(known.right.max(initial=0)), int(new.right.max(initial=0)))
         shape = self._sizes[table][0], others
-        labels = assign(before, self._graph(known, shape), self._graph(new, shape))
-        self._set(table, labels)
-        return int(((labels >= 0) & ~seen).sum())
+        before, after = self._graph(known, shape), self._graph(new, shape)
+        rows, seen = self.maps.get(table), np.diff(before.indptr) > 0
+        labels = assign(np.where(seen, rows, -1), before, after)
+        found = (labels >= 0) & ~seen
+        self.maps.set(table, np.where(found, labels, rows))
+        return int(found.sum())
 
     def _graph(self, pairs: Pairs, shape: tuple[int, int] | None = None) -> csr_matrix:
         left, right = pairs.left, pairs.right

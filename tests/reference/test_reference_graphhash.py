@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embtables import EmbeddingTables, Feature, PackedTables, RowWiseAdagrad, Vocabulary
-from embtables.clustering import NEAR, Clusters, assign, graph
+from embtables.clustering import NEAR, Clusters, _split, assign, graph
 from embtables.compressor import Pairs, RowTable, Segments, Table
 from embtables.groups import Group
 from embtables.sharing._graph import GraphSharing
@@ -109,6 +109,39 @@ def test_more_parts_than_wanted() -> None:
     assert np.bincount(labels).max() <= 4
 
 
+@pytest.mark.parametrize(("ids", "wanted"), [(300, 5), (300, 120), (40, 39)])
+def test_ids_that_are_all_alike_fill_the_rows_that_are_there(ids: int, wanted: int) -> None:
+    """Everybody meets everything: one cluster at a low resolution, one an id at a high one."""
+    users, items = np.divmod(np.arange(ids * 30), 30)
+    labels = Clusters(graph(users, items, (ids, 30))).cut(0, wanted)
+    assert NEAR * wanted <= len(np.unique(labels)) <= wanted
+    assert labels.max() + 1 == len(np.unique(labels))
+
+
+@pytest.mark.parametrize("wanted", [10, 30, 100, 300, 1000])
+def test_dense_pairs_without_communities_fill_the_rows(wanted: int) -> None:
+    rng = np.random.default_rng(2)
+    users, items = rng.integers(0, 2000, 20_000), rng.integers(0, 10, 20_000)
+    labels = Clusters(graph(users, items, (2000, 10))).cut(0, wanted)
+    assert NEAR * wanted <= labels.max() + 1 <= wanted
+
+
+def test_clusters_are_split_along_finer_ones_by_what_is_read() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1])
+    parts = np.array([0, 0, 1, 2, 3, 4, 4])
+    reads = np.array([1, 1, 9, 3, 5, 2, 2])
+    # Of the first cluster part 1 stays, and of the second part 3; then part 4 is read most, then 2.
+    for wanted, expected in {
+        3: [[0, 1, 2, 3], [5, 6], [4]],
+        4: [[0, 1, 2], [5, 6], [3], [4]],
+        5: [[0, 1], [5, 6], [2], [3], [4]],
+    }.items():
+        found = _split(labels, parts, reads, wanted)
+        groups = [np.flatnonzero(found == cluster).tolist() for cluster in range(wanted)]
+        assert sorted(groups) == sorted(expected)
+        assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
+
+
 def test_louvain_beats_other_partitions_in_modularity() -> None:
     pairs = _planted(noise=0.3)
     clusters = _clusters(pairs)
@@ -176,6 +209,42 @@ def test_assign_takes_the_cluster_of_those_who_share_neighbours() -> None:
     for user in np.unique(new.left):
         same = seen[seen % COMMUNITIES == user % COMMUNITIES]
         assert after[user] in before[same]
+
+
+def test_assign_goes_on_where_it_left_off() -> None:
+    pairs = _planted(noise=0)
+    late = [pairs.left % 50 == day for day in (7, 8)]
+    known = Pairs(*(part[~(late[0] | late[1])] for part in pairs))
+    tables = _tables(pairs=known)
+    days = [Pairs(*(part[rows] for part in pairs)) for rows in late]
+    assert [tables.assign("user", known, day) for day in days] == [12, 12]
+    rows = _sharing(tables).maps.get("user")
+    seen = np.unique(known.left)
+    for user in np.unique(np.concatenate([day.left for day in days])):
+        assert rows[user] in rows[seen[seen % COMMUNITIES == user % COMMUNITIES]]
+
+
+def test_assign_knows_no_cluster_of_negative_pairs_alone() -> None:
+    """With positives=true a user of negatives only was not clustered, and joins one by a click."""
+    left, right, labels = _planted(noise=0)
+    labels = np.where(left == 7, 0, 1).astype(np.uint8)
+    known = Pairs(left, right, labels)
+    tables = _tables("graphhash(positives=true)", pairs=known)
+    clicks = np.arange(7, ITEMS, COMMUNITIES)
+    new = Pairs(np.full_like(clicks, 7), clicks, np.ones(len(clicks), np.uint8))
+    assert tables.assign("user", known, new) == 1
+    rows = _sharing(tables).maps.get("user")
+    assert rows[7] in rows[np.arange(27, USERS, COMMUNITIES)]
+
+
+def test_assign_is_for_clustered_tables() -> None:
+    pairs = _planted()
+    with pytest.raises(
+        ValueError, match=r"no table .users.\. Did you mean .user.\? Tables: user, item"
+    ):
+        _tables().assign("users", pairs, pairs)
+    with pytest.raises(ValueError, match="table 'user' are not clustered by pairs: graphhash"):
+        _tables("hash").assign("user", pairs, pairs)
 
 
 def test_assign_leaves_out_what_nobody_knows() -> None:
