@@ -225,8 +225,10 @@ class Search(ABC, Generic[W]):
         return self.tables.first_rows(name)
 
     def reads(self) -> dict[str, Tensor]:
-        """Return how often training reads each row of each physical table, [R] float64."""
-        assert self.counted
+        """Return how often training reads each row of each physical table, [R] float64.
+
+        All logical tables must have training counts.
+        """
         found = {n: torch.zeros(t.rows, dtype=torch.float64) for n, t in self.physical.items()}
         seen: set[tuple[str, ...]] = set()
         for group in self.groups:
@@ -256,11 +258,16 @@ class Search(ABC, Generic[W]):
             ValueError: one without training counts, where the method needs them.
         """
         for table in tables if cls.counted else ():
-            if table.open or table.counts is None:
+            if not counted(table):
                 raise ValueError(
                     f"table {table.name!r}: {config.kind} needs training counts, which a closed "
                     "vocabulary has (Vocabulary(counts=...)); pep and magnitude do without"
                 )
+
+
+def counted(table: Table) -> bool:
+    """Return whether it is known how often training reads each id of a table."""
+    return not table.open and table.counts is not None
 
 
 def falling_rate(first: float | None, step: int, steps: int) -> float:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
+from math import isinf
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from embtables.compressor import Segments, Table, Width
 from embtables.rows.pruned import pruned_bytes
-from embtables.search import Search
+from embtables.search import Search, counted
 
 Retrain = Annotated[
     Literal["initial", "found"],
@@ -109,6 +110,23 @@ class PruningSearch(Search[P]):
             for name, table in self.physical.items()
         )
         return min(self.limit / dense, 1.0)
+
+    @cached_property
+    def unread(self) -> dict[str, Tensor]:
+        """Which rows [R, 1] training never reads, by physical table, where some must go."""
+        tables = (table for group in self.groups for table in group.tables)
+        if isinf(self.limit) or not all(map(counted, tables)):
+            return {}
+        never = {name: reads == 0 for name, reads in self.reads().items()}
+        return {n: rows.unsqueeze(1).to(self.device) for n, rows in never.items() if rows.any()}
+
+    def read_in_training(self, name: str, rows: Tensor) -> Tensor:
+        """Return rows [R, d] of a physical table with zeros in those that training never reads.
+
+        Public implementations lose such rows to the weight decay of a dense optimizer; one that is
+        row-sparse leaves them as they were drawn, larger than much that is trained.
+        """
+        return rows.masked_fill(self.unread[name], 0.0) if name in self.unread else rows
 
     def prune(
         self,

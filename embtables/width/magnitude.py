@@ -4,10 +4,10 @@
 
 Papers: Deng et al., DeepLight, WSDM 2021 (the schedule); arXiv 2406.17335 (global magnitude with
 fine-tuning as the baseline of every search). One threshold for all tables, so that it also decides
-how the budget is divided among them. Stages: warm-up; prune, where a pruned number may grow back;
-retrain, where zeros stay. The last threshold is found with the bytes of the packed form, indices
-included, and so meets the budget. Bytes: those of `rows.pruned`. When to use: the baseline of
-methods that learn what to prune.
+how the budget is divided among them; rows that training never reads are zeros where counts are known.
+Stages: warm-up; prune, where a pruned number may grow back; retrain, where zeros stay. The last
+threshold is found with the bytes of the packed form, indices included, and so meets the budget.
+Bytes: those of `rows.pruned`. When to use: the baseline of methods that learn what to prune.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from embtables.compressor import widths
 from embtables.registry import Config
@@ -50,7 +51,7 @@ class MagnitudeSearch(PruningSearch["Magnitude"]):
     def step(self, step: int, steps: int) -> bool:
         """Prune now and then."""
         if self.on and step * _TIMES // steps > (step - 1) * _TIMES // steps:
-            rows = {name: self.rows(name) for name in self.physical}
+            rows = self._rows()
             stride = 1 + sum(table.numel() for table in rows.values()) // _SAMPLE
             sample = torch.cat([table.flatten()[::stride] for table in rows.values()])
             # What indices take is left to the end.
@@ -64,8 +65,11 @@ class MagnitudeSearch(PruningSearch["Magnitude"]):
     def end(self, stage: Stage, fitness: Fitness) -> None:
         """Prune to the budget, at the end of the pruning."""
         if stage.name == "prune":
-            rows = {name: self.rows(name).clone() for name in self.physical}
+            rows = self._rows()
             self.prune(rows, {name: table.abs() for name, table in rows.items()})
+
+    def _rows(self) -> dict[str, Tensor]:
+        return {name: self.read_in_training(name, self.rows(name)) for name in self.physical}
 
 
 @widths.register("magnitude")

@@ -82,9 +82,9 @@ class PEPSearch(PruningSearch["PEP"]):
         return Rebuild({t.name: t.dim for group in self.groups for t in group.tables}, fill)
 
     def _found(self) -> dict[str, Tensor]:
-        """Return the numbers [R, D] of each physical table that are above their thresholds."""
+        """Return what is read and above its threshold of each physical table, [R, D]."""
         return {
-            name: width.above(self.rows(name))
+            name: self.read_in_training(name, width.above(self.rows(name)))
             for group, width in zip(self.groups, self.widths, strict=True)
             for name in dict.fromkeys(group.read.tables[0])
         }

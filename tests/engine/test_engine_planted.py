@@ -191,13 +191,15 @@ def dimensions() -> Data:
     return Data(["one", "six"], ids, context, _labels(rng, np.asarray(logits)))
 
 
-@pytest.mark.parametrize("method", ["dnis", "dnis-element", "autodim", "lowrank"])
+@pytest.mark.parametrize("method", [*METHODS, "lowrank"])
 def test_more_dimensions_get_more_width(dimensions: Data, method: str) -> None:
     table = METHODS.get(method, "lowrank(after=true)")
     steps = STEPS | {"train": 300}
     tables = _found(dimensions, table, 0.6, steps, learned=method == "autodim")
     sizes = _bytes_a_row(tables)
-    assert sizes["one"] < 0.7 * sizes["six"], sizes
+    # Single numbers by their size: chance leaves some in the seven dimensions that say nothing.
+    share = 0.8 if method in ("pep", "magnitude") else 0.7
+    assert sizes["one"] < share * sizes["six"], sizes
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +213,7 @@ def unseen() -> Data:
     return Data(["a", "b"], ids, context, _labels(rng, np.asarray(logits)))
 
 
-@pytest.mark.parametrize("method", ["dnis", "dnis-element", "optembed"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "autodim"])
 def test_rows_never_seen_are_gone(unseen: Data, method: str) -> None:
     tables = _found(unseen, METHODS[method], 0.5, STEPS)
     search = search_of(tables)
