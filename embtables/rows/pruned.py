@@ -8,9 +8,9 @@ fewest bytes, everything counted:
                  columns that it keeps. One run with all columns that any row of the table keeps, or
                  runs found from the zeros themselves (`pruned_kernels.find_runs`). Prefix widths,
                  frequency blocks and dense tables are such.
-    sparse rows  a bit for each number of a row, and the numbers that are not zero side by side. Bits,
-                 not column numbers: they take d / 8 bytes a row, and numbers of columns, a byte each,
-                 are more from d / 8 nonzeros a row on, where the numbers themselves weigh most.
+    sparse rows  the numbers that are not zero side by side, and either a bit for each number of a row,
+                 d / 8 bytes, or how many are not zero and their columns, a byte each (two where
+                 d > 256): less for rows of fewer than d / 8 - 1 numbers.
     directory    with either: rows of zeros are not stored. A bit for each row and the number of rows
                  before each 512 (`sharing._kept`) say which are there: 1.06 bits a row.
 
@@ -23,17 +23,20 @@ Tensors of an arena (T tables of width d; all positions count entries of the who
                           without columns stores no rows
     words    int64        directories: bit x % 64 of word x / 64 says whether row x is stored
     ranks    int32        and for each 512 rows the number of stored ones before them
-    masks    uint8        sparse rows: ceil(d / 8) bytes each, bit j % 8 of byte j / 8 is column j
+    masks    uint8        sparse rows of bits: ceil(d / 8) bytes each; bit j % 8 of byte j / 8: column j
     starts   int32        sparse rows: for each 8 rows the numbers of the table before them; where they
                           are 2^31 or more two entries each, the lower 32 bits first
-    columns  uint8        columns of runs, ascending (uint16 where d > 256)
+    columns  uint8        of runs: ascending (uint16 where d > 256); of sparse rows that name theirs: for
+                          each row how many, then those
     runs     int64 [N, 5] BEGIN: rank of the first row; VALUE: its first number; STORED: its row of
                           the other parts; COLUMN: first of `columns`, or -1 where they are the first
                           w; WIDTH: w. Of tables of several runs alone.
-    layout   int64 [T, 7] RUNS: number of runs, or 0: sparse rows, or -1: with two entries a start;
+    layout   int64 [T, 7] RUNS: number of runs, or 0: sparse rows of bits, or -2: that name their
+                          columns; 1 less: with two entries a start;
                           one run: VALUE, STORED, COLUMN, WIDTH of it (it has no line in `runs`);
                           several: VALUE is the first line in `runs`, the others 0;
-                          sparse rows: VALUE, STORED; COLUMN: first of `masks`; WIDTH: of `starts`;
+                          sparse rows: VALUE, STORED; COLUMN: first of `masks`, or of `columns`; WIDTH:
+                          of `starts`;
                           WORD: first of `words`, or -1: every row is stored; RANK: first of `ranks`
 
 The rank of a row is its place among the stored ones of its table. Rows of an arena are named by
@@ -57,6 +60,9 @@ from embtables.sharing._kept import ones, rank_directory
 ROW_BITS = 40
 RUNS, VALUE, STORED, COLUMN, WIDTH, WORD, RANK = range(7)
 BEGIN = 0
+BITS, NAMED = 0, -2
+"""Of `RUNS`: sparse rows of bits, and those that name their columns."""
+
 STRUCTURE = ("words", "ranks", "masks", "starts", "columns", "runs", "layout")
 MOST_RUNS = 256
 WIDE = 2**31
@@ -92,6 +98,7 @@ class _Pattern:
         dim: d.
         kept: rows that have a nonzero.
         numbers: numbers that are not zero.
+        most: of one row.
         union: [1, d] whether any row has a nonzero in a column.
     """
 
@@ -99,6 +106,7 @@ class _Pattern:
     dim: int
     kept: int
     numbers: int
+    most: int
     union: np.ndarray
 
     @classmethod
@@ -114,8 +122,8 @@ class _Pattern:
             parallel.call(pruned_kernels.zero_pattern, piece, bits[first : first + step])
         words = bits.numpy().view(np.uint64)
         union = np.zeros((1, words.shape[1]), np.uint64)
-        kept, numbers = pruned_kernels.summarize(words, union[0])
-        return cls(words, dim, kept, numbers, _unpacked(union, dim))
+        kept, numbers, most = pruned_kernels.summarize(words, union[0])
+        return cls(words, dim, kept, numbers, most, _unpacked(union, dim))
 
     def whole(self) -> _Runs:
         """Return one run of all rows."""
@@ -166,7 +174,8 @@ class Form:
         directory: rows of zeros are not stored.
         begin: [N] rank of the first row of each run; None: sparse rows.
         columns: [N, d] whether a run stores a column.
-        listed: [N] whether the columns of a run are listed; the others are the first ones.
+        listed: [N] whether the columns of a run are listed, the others are the first ones; [1] whether
+            sparse rows name theirs.
         zeros: share of the numbers that are zero.
     """
 
@@ -201,7 +210,7 @@ def _choose(pattern: _Pattern, number: int, row: int) -> Form:
         stored = pattern.kept if directory else len(pattern.bits)
         for runs in (pattern.whole(), *pattern.runs(not directory, number)):
             forms.append(_blocks(pattern, directory, stored, runs, number, row))
-        forms.append(_sparse(pattern, directory, stored, number, row))
+        forms += _sparse(pattern, directory, stored, number, row)
     return min(forms, key=lambda form: form.bytes)
 
 
@@ -225,17 +234,24 @@ def _blocks(
     return Form(int(size), directory, runs.begin, columns, listed, _zeros(pattern))
 
 
-def _sparse(pattern: _Pattern, directory: bool, stored: int, number: int, row: int) -> Form:
-    """Return the form of sparse rows."""
+def _sparse(pattern: _Pattern, directory: bool, stored: int, number: int, row: int) -> list[Form]:
+    """Return the forms of sparse rows: of bits, and of named columns where a row's are not too many."""
     start = 8 if pattern.numbers >= WIDE else 4
     size = (
         _beside(pattern, directory)
-        + stored * (-(-pattern.dim // 8) + row)
+        + stored * row
         + start * -(-stored // 8)
         + pattern.numbers * number
     )
-    nothing = np.empty((0, pattern.dim), bool)
-    return Form(size, directory, None, nothing, nothing[:, 0], _zeros(pattern))
+    column = _column_type(pattern.dim)
+    sizes = {False: size + stored * -(-pattern.dim // 8)}
+    if pattern.most <= np.iinfo(column).max:
+        sizes[True] = size + (stored + pattern.numbers) * column.itemsize
+    nothing, zeros = np.empty((0, pattern.dim), bool), _zeros(pattern)
+    return [
+        Form(size, directory, None, nothing, np.array([named]), zeros)
+        for named, size in sizes.items()
+    ]
 
 
 def _beside(pattern: _Pattern, directory: bool) -> int:
@@ -407,14 +423,28 @@ def _pack_sparse(
     """Append the numbers of sparse rows; return the first fields of their layout."""
     values = parts["values"]
     bits, rows = pattern.bits[stored], torch.from_numpy(stored).to(values.device)
-    nonzero = torch.from_numpy(_unpacked(bits, pattern.dim)).to(values.device)
-    value, first = pieces.add_rows([values[rows][nonzero]], parts, rows)
+    nonzero = _unpacked(bits, pattern.dim)
+    numbers = values[rows][torch.from_numpy(nonzero).to(values.device)]
+    value, first = pieces.add_rows([numbers], parts, rows)
     counts = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)
-    starts = (np.cumsum(counts) - counts)[::8]
+    before = np.cumsum(counts) - counts
     wide = pattern.numbers >= WIDE
-    starts = starts.astype("<i8").view("<i4") if wide else starts.astype(np.int32)
-    masks = pieces.add("masks", _as_bytes(bits, pattern.dim).ravel())
-    return -1 if wide else 0, value, first, masks, pieces.add("starts", starts)
+    starts = before[::8].astype("<i8").view("<i4") if wide else before[::8].astype(np.int32)
+    if form.listed[0]:
+        kind, column = NAMED, pieces.add("columns", _named(nonzero, counts, before))
+    else:
+        kind, column = BITS, pieces.add("masks", _as_bytes(bits, pattern.dim).ravel())
+    return kind - wide, value, first, column, pieces.add("starts", starts)
+
+
+def _named(nonzero: np.ndarray, counts: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return for each row [R, d] how many of its numbers are not zero, and then their columns."""
+    entries = np.empty(len(counts) + int(counts.sum()), _column_type(nonzero.shape[1]))
+    at = before + np.arange(len(counts))
+    columns = np.ones(len(entries), bool)
+    columns[at] = False
+    entries[at], entries[columns] = counts, np.nonzero(nonzero)[1]
+    return entries
 
 
 def _pack_blocks(
@@ -498,7 +528,11 @@ class PrunedArena(nn.Module):
         layout, rank = layout[kept], rank[kept]
         sparse = layout[:, RUNS] <= 0
         stored = layout[:, STORED] + rank
-        numbers = [self._masked(torch.nonzero(sparse).view(-1), layout, rank)]
+        named = layout[:, RUNS] <= NAMED
+        numbers = [
+            self._masked(torch.nonzero(sparse & ~named).view(-1), layout, rank),
+            self._named(torch.nonzero(named).view(-1), layout, rank),
+        ]
         if not bool(sparse.all()):
             block = self._block(table[kept], layout, rank)
             begin, _, first, _, width = block.unbind(1)
@@ -549,12 +583,12 @@ class PrunedArena(nn.Module):
         k = torch.arange(len(row), device=at.device) - (width.cumsum(0) - width)[row]
         column = k
         if len(self.columns):
-            listed = self.columns.long()[(first[row] + k).clamp(0, len(self.columns) - 1)]
+            listed = self.columns[(first[row] + k).clamp(0, len(self.columns) - 1)].long()
             column = torch.where(first[row] < 0, k, listed)
         return at[row], column, (value + (rank[at] - begin) * width)[row] + k
 
     def _masked(self, at: Tensor, layout: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return row, column and position of every number of the rows `at`, which are sparse."""
+        """Return row, column and position of every number of the sparse rows `at`, of bits."""
         if not len(at):
             return at, at, at
         size, rank, layout = -(-self.dim // 8), rank[at], layout[at]
@@ -572,9 +606,25 @@ class PrunedArena(nn.Module):
         first = layout[:, VALUE] + self._start(layout, rank >> 3) + before
         return at[row], column, first[row] + k
 
+    def _named(self, at: Tensor, layout: Tensor, rank: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return row, column and position of every number of the rows `at`, which name their columns."""
+        if not len(at):
+            return at, at, at
+        rank, layout = rank[at], layout[at]
+        before = self._start(layout, rank >> 3)
+        place = layout[:, COLUMN] + (rank & ~7) + before
+        for passed in range(7):
+            count = torch.where((rank & 7) > passed, self.columns[place].long(), -1)
+            place, before = place + 1 + count, before + count.clamp(min=0)
+        counts = self.columns[place].long()
+        row = torch.repeat_interleave(counts)
+        k = torch.arange(len(row), device=at.device) - (counts.cumsum(0) - counts)[row]
+        column = self.columns[place[row] + 1 + k].long()
+        return at[row], column, (layout[:, VALUE] + before)[row] + k
+
     def _start(self, layout: Tensor, eight: Tensor) -> Tensor:
         """Return the numbers of a table before rows [n] / 8."""
-        wide = layout[:, RUNS] < 0
+        wide = (layout[:, RUNS] & 1).bool()
         low = layout[:, WIDTH] + torch.where(wide, 2 * eight, eight)
         high = self.starts[(low + 1).clamp(max=len(self.starts) - 1)].long() << 32
         start = self.starts[low].long()

@@ -13,7 +13,18 @@ from numba import njit, prange, types
 from numba.extending import overload
 
 from embtables.rows.kernels import half_to_float, ones, place_among, prefetch_line, set_first
-from embtables.rows.pruned import BEGIN, COLUMN, RANK, ROW_BITS, RUNS, STORED, VALUE, WIDTH, WORD
+from embtables.rows.pruned import (
+    BEGIN,
+    COLUMN,
+    NAMED,
+    RANK,
+    ROW_BITS,
+    RUNS,
+    STORED,
+    VALUE,
+    WIDTH,
+    WORD,
+)
 
 _ROW = (1 << ROW_BITS) - 1
 _TOGETHER = 32
@@ -56,7 +67,7 @@ def _put_first_any(out, o, count, factor, values, at):
 
 
 @njit(inline="always")
-def _find(words, ranks, masks, starts, runs, layout, dim, place, found, i):
+def _find(words, ranks, masks, starts, columns, runs, layout, dim, place, found, i):
     """Write where the numbers of a read are; of a masked one the mask's first byte as its count."""
     table, row = place >> ROW_BITS, place & _ROW
     found[i, _COUNT], found[i, _FORM] = 0, _PREFIX
@@ -83,16 +94,23 @@ def _find(words, ranks, masks, starts, runs, layout, dim, place, found, i):
             found[i, _PART], found[i, _FORM] = runs[first, STORED] + rank, runs[first, COLUMN]
         else:
             size, eight, low = (dim + 7) >> 3, rank >> 3, layout[table, WIDTH]
-            if count == 0:
-                at = np.int64(starts[low + eight])
-            else:
+            if count & 1:
                 at = np.int64(np.uint32(starts[low + 2 * eight]))
                 at |= np.int64(starts[low + 2 * eight + 1]) << 32
-            mask = layout[table, COLUMN]
-            for byte in range(mask + (eight << 3) * size, mask + rank * size):
-                at += ones(np.uint64(masks[byte]))
-            found[i, _AT], found[i, _COUNT] = first + at, mask + rank * size
-            found[i, _PART], found[i, _FORM] = layout[table, STORED] + rank, _MASKED
+            else:
+                at = np.int64(starts[low + eight])
+            found[i, _PART], column = layout[table, STORED] + rank, layout[table, COLUMN]
+            if count <= NAMED:
+                column += (eight << 3) + at
+                for _ in range(rank & 7):
+                    at += columns[column]
+                    column += 1 + np.int64(columns[column])
+                found[i, _COUNT], found[i, _FORM] = columns[column], column + 1
+            else:
+                for byte in range(column + (eight << 3) * size, column + rank * size):
+                    at += ones(np.uint64(masks[byte]))
+                found[i, _COUNT], found[i, _FORM] = column + rank * size, _MASKED
+            found[i, _AT] = first + at
 
 
 @njit(inline="always")
@@ -137,7 +155,7 @@ def gather_pruned(
         ranks: of directories.
         masks: of sparse rows.
         starts: of sparse rows.
-        columns: of blocks.
+        columns: of blocks and of sparse rows.
         runs: of blocks.
         layout: [tables, 7].
         place: [n].
@@ -156,6 +174,7 @@ def gather_pruned(
                     ranks,
                     masks,
                     starts,
+                    columns,
                     runs,
                     layout,
                     out.shape[1],
@@ -198,13 +217,13 @@ def zero_pattern(rows, out, threads):
 
 @njit(cache=True)
 def summarize(bits, union):
-    """Return the numbers of rows with a nonzero, and of nonzeros.
+    """Return the numbers of rows with a nonzero, of nonzeros, and of those of one row at most.
 
     Args:
         bits: [n, ceil(d / 64)] uint64 of `zero_pattern`.
         union: [ceil(d / 64)] zeros; written: columns with a nonzero.
     """
-    kept, numbers = 0, 0
+    kept, numbers, most = 0, 0, 0
     for i in range(len(bits)):
         count = 0
         for word in range(bits.shape[1]):
@@ -212,7 +231,8 @@ def summarize(bits, union):
             union[word] |= bits[i, word]
         kept += count > 0
         numbers += count
-    return kept, numbers
+        most = max(most, count)
+    return kept, numbers, most
 
 
 @njit(cache=True)

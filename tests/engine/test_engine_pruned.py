@@ -237,6 +237,47 @@ def test_wide_rows_name_their_columns_in_two_bytes(dim: int) -> None:
     assert all(torch.equal(found, rows) for found in _read_all(arena, [rows]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dim", "most", "entry"), [(64, 3, 1), (200, 9, 1), (300, 9, 2)])
+def test_few_numbers_of_wide_rows_name_their_columns(
+    kind: str, dim: int, most: int, entry: int
+) -> None:
+    rng = np.random.default_rng(dim)
+    order = torch.from_numpy(rng.random((1001, dim)).argsort(axis=1))
+    rows = _rows("none zero", 1001, dim, 1).sign()  # no rounding makes a zero of them
+    rows *= order < torch.from_numpy(rng.integers(1, most + 1, (1001, 1)))
+    arena, (form,), parts = _pack([rows], kind)
+    numbers, number = int(rows.count_nonzero()), _precision(kind).row_bytes(dim) // dim
+    assert arena.layout[:, 0].tolist() == [-2]
+    scale = 4 if kind == "int8" else 0
+    named = (1001 + numbers) * entry
+    assert form.bytes == numbers * number + 1001 * scale + named + 4 * 126 + 56
+    assert named < 1001 * -(-dim // 8)
+    assert len(parts["masks"]) == 0
+    assert all(torch.equal(found, rows) for found in _read_all(arena, [rows]))
+
+
+@pytest.mark.parametrize(("full", "runs"), [(255, -2), (256, 0)])
+def test_a_byte_cannot_say_256(full: int, runs: int) -> None:
+    rows = torch.zeros(1000, 256)
+    rows[torch.arange(1000), torch.arange(1000) % 256] = 1
+    rows[500, :full] = 2
+    arena, _, _ = _pack([rows], "fp32")
+    assert arena.layout[:, 0].tolist() == [runs]
+    assert all(torch.equal(found, rows) for found in _read_all(arena, [rows]))
+
+
+def test_starts_of_two_entries_of_named_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruned, "WIDE", 500)
+    tables = [torch.zeros(count, 64) for count in (900, 15, 700)]
+    for table in tables:
+        table[torch.arange(len(table)), torch.arange(len(table)) * 7 % 64] = 1
+    arena, _, _ = _pack(tables, "fp32")
+    assert arena.layout[:, 0].tolist() == [-3, -2, -3]
+    expected = torch.cat(tables)
+    assert all(torch.equal(found, expected) for found in _read_all(arena, tables))
+
+
 def test_starts_of_two_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pruned, "WIDE", 500)
     tables = [_rows("elements", count, 16, 3) for count in (900, 5, 700)]
