@@ -71,6 +71,7 @@ FORMS: dict[str, Callable[[int, int], Tensor]] = {
     "sparse, 50 %": _scattered(0.5),
     "sparse, 20 %": _scattered(0.2),
     "sparse, 5 %": _scattered(0.05),
+    "sparse, 2 %": _scattered(0.02),
 }
 """Which numbers are not zero."""
 
