@@ -159,7 +159,8 @@ def _swept(records: Records) -> list[dict[str, Any]]:
     """Return the cells of a sweep over tables and ratios, the uncompressed table's first.
 
     ``cost`` is the number of rows trained on in all stages, validation rows of a search included, over
-    that of the uncompressed table's training; ``width`` that of the widest table.
+    that of the uncompressed table's training; ``width`` that of the widest table, where the
+    records have its tables (those of full ones they do).
     """
     outcomes: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for run in records.runs:
@@ -175,8 +176,9 @@ def _swept(records: Records) -> list[dict[str, Any]]:
         line = describe(cell, found)
         if (rows := _rows_trained(found)) and whole:
             line["cost"] = rows / whole
-            done = (one for one in found if "tables" in one)
-            line["width"] = max(table["width"] for one in done for table in one["tables"])
+            widths = [table["width"] for one in found for table in one.get("tables", ())]
+            if widths:
+                line["width"] = max(widths)
         cells.append(line)
     return cells
 

@@ -466,7 +466,9 @@ def test_records_of_a_report_have_the_tables_of_one_seed(tmp_path: Path) -> None
     assert [(run.cell, run.seed) for run in with_tables] == [
         (run.cell, 1 if run.cell == shown.cell else 0) for run in with_tables
     ]
-    assert len(with_tables) == len(CELLS)
+    looked_at = {("full", None), ("full", 0.5), ("full", 0.2), ("dnis", 0.2)}  # and the front
+    assert {(run.cell["table"], run.cell.get("ratio")) for run in with_tables} == looked_at
+    assert len(with_tables) == len(looked_at)
     # A run is one and the same with its tables and without, and nothing known of it is lost.
     planted(name="plain").write(tmp_path / "plain.json")
     for given in ([tmp_path / "plain.json", kept], [kept, tmp_path / "plain.json"]):
@@ -476,6 +478,12 @@ def test_records_of_a_report_have_the_tables_of_one_seed(tmp_path: Path) -> None
         assert [run.seed for run in together if run.fields] == [1]
     again = write_report([kept], tmp_path / "again")
     assert again.read_text() == page
+    # A cell that had none to be kept can be on the front of other records: they are left out.
+    cells = [run for run in read_records(kept).runs if run.cell["table"] == "hash"]
+    planted(name="front", runs=cells).write(tmp_path / "front.json")
+    html = write_report([tmp_path / "front.json"], tmp_path / "front").read_text()
+    assert "Pareto front" in html
+    assert "Fields of" not in html
 
 
 def test_lines_are_data_frames_of_the_right_types(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from trainer.report.differences import Differences
 from trainer.report.plots import Plot
-from trainer.report.sections import Cell, Section
+from trainer.report.sections import TABLES, Cell, Section
 from trainer.report.tables import cells_table, differences_table, fields_table
 from trainer.report.words import front_words, statement
 
@@ -100,7 +100,7 @@ def _fields(section: Section) -> str:
         )
     parts += [
         _folded(f"Fields of {cell.name}", fields_table(cell), is_open=index == 0)
-        for index, cell in enumerate(shown)
+        for index, cell in enumerate(c for c in shown if TABLES in (c.shown.summary or {}))
     ]
     return "".join(parts)
 

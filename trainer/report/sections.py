@@ -30,7 +30,8 @@ SAME_BYTES = 1.01
 
 
 TABLES = "tables"
-"""Key of a summary: what every table of the run is made of. Records have it of one seed of a cell."""
+"""Key of a summary: what every table of the run is made of. Records of a report have it of one seed of
+the cells whose tables are looked at, and of narrow ones."""
 
 
 METRICS = {
@@ -141,12 +142,12 @@ class Cell:
         runs = self.runs.values()
         return max(runs, key=lambda run: (bool(run.fields), TABLES in (run.summary or {})))
 
-    def enriched(self) -> list[Record]:
-        """Return its records with all that is known of them, and the tables of the run that is shown.
+    def enriched(self, with_tables: bool) -> list[Record]:
+        """Return its records with all that is known of them, and tables of the run shown at most.
 
-        Those of the other seeds would be most of what the records hold, and no report reads them.
+        All others would be most of what the records hold, and no report reads them.
         """
-        shown = self.shown if self.runs else None
+        shown = self.shown if self.runs and with_tables else None
         runs = [run if run is shown else _without_tables(run) for run in self.runs.values()]
         return [*runs, *self.failures]
 
@@ -233,7 +234,10 @@ class Section:
         return found
 
     def shown_fields(self) -> list[Cell]:
-        """Return the cells whose tables are looked at one by one: full ones, and the front."""
+        """Return the cells whose tables are looked at one by one: full ones, and the front.
+
+        A cell that other records bring onto the front has no tables unless its run is at hand.
+        """
         front = self.front(self.metrics[0]) if self.metrics else []
         return [cell for cell in self.done if cell.role == "full" or cell in front]
 
@@ -247,7 +251,8 @@ class Section:
 
     def enriched(self) -> Records:
         """Return the records with all that is known of their runs, to make the report elsewhere."""
-        runs = [run for cell in self.cells for run in cell.enriched()]
+        looked_at = {*self.shown_fields(), *(c for c in self.done if c.role == "narrow")}
+        runs = [run for cell in self.cells for run in cell.enriched(cell in looked_at)]
         # Every cell says its own size; one of the configuration would be that of cells without any.
         config = self.records.config | dict.fromkeys(SIZES)
         return self.records.model_copy(update={"runs": runs, "config": config})
