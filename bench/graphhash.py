@@ -71,11 +71,11 @@ def tune(options: argparse.Namespace) -> dict[str, Tuned]:
     """Return for each line the rate with the best validation recall."""
     lines = contenders(options)
     recalls = _try(lines, dict.fromkeys(lines, RATES), options)
-    ends = {n: (BEYOND[_best(v)],) for n, v in recalls.items() if _best(v) in BEYOND}
+    ends = {n: (BEYOND[best],) for n, v in recalls.items() if v and (best := _best(v)) in BEYOND}
     for name, valid in _try(lines, ends, options).items():
         recalls[name] |= valid
-    best = {name: _best(valid) for name, valid in recalls.items()}
-    return {n: Tuned(_cell(n, lines[n], best[n]), best[n], recalls[n]) for n in lines}
+    rates = {name: _best(valid) for name, valid in recalls.items()}
+    return {n: Tuned(_cell(n, lines[n], rate), rate, recalls[n]) for n, rate in rates.items()}
 
 
 def _try(
